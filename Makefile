@@ -1,0 +1,47 @@
+# Everything runs from a virtual environment in .venv, made on the first call and renewed when its inputs change.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install demo test lint format mini clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## Make .venv with the pinned versions.
+
+# torch goes first and exactly pinned: resolved together with the rest, a dependency could pull in another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	command -v node >/dev/null || $(BIN)/python -m pip install -q -c constraints.txt "pyright[nodejs]"
+	touch $@
+
+demo: $(STAMP)  ## Write out/demo.mp4 with the bundled miniature.
+	@mkdir -p out
+	$(BIN)/rforce generate "a red ball bounces over a blue floor" --seconds 5 --out out/demo.mp4
+	@test -s out/demo.mp4 && echo "$(CURDIR)/out/demo.mp4"
+
+test: $(STAMP)  ## Run all tests in two processes.
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)  ## Check style, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP)  ## Apply the format.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+mini: $(STAMP)  ## Retrain the bundled miniature, stage by stage; the same command resumes.
+	set -e; for settings in configs/train/mini/[0-9]*.yaml; do \
+	  $(BIN)/rforce train "$$settings" --out "runs/mini/$$(basename "$$settings" .yaml)" --processes 2; \
+	done
+
+clean:  ## Remove the environment and the caches, never runs/.
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis out
