@@ -1,0 +1,168 @@
+"""What attention reads and returns, as values, and the one function that computes it.
+
+B batch, F latent frames of the queries, P latent frames of the past, S tokens per latent frame, N layers, H heads,
+D head width, L text tokens. Knows neither how a cache evicts nor which network the keys came from.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@dataclass(frozen=True)
+class KV:
+    """Self-attention keys and values of all layers for the frames of one forward.
+
+    keys, values: [N, B, F, S, H, D]; keys are RMS-normalised but not rotated.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def detach(self) -> "KV":
+        """The same numbers without their graph."""
+        return KV(self.keys.detach(), self.values.detach())
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the frames of a chunk can see besides themselves, and where in time everything sits.
+
+    keys, values: [N, B, P, S, H, D]. key_positions [P] and query_positions [F] are integer time positions for RoPE, of
+    the past frames and of the frames being denoised; only their differences matter to the result. `rotated` tells that
+    RoPE at `key_positions` has been applied to `keys` (see `WanDiT.rotate`), which several passes can then share.
+    """
+
+    keys: Tensor
+    values: Tensor
+    key_positions: Tensor
+    query_positions: Tensor
+    rotated: bool = False
+
+    def with_rotated(self, rotate: Callable[[Tensor], Tensor]) -> "Past":
+        """This past with `rotate` applied to its keys; itself where that has happened before."""
+        return self if self.rotated else replace(self, keys=rotate(self.keys), rotated=True)
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """Cross-attention keys and values of a prompt, computed once and read by every pass.
+
+    keys, values: [N, B, L, H, D]. Valid for the network weights and the prompt it was computed from, no others.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def batch(self) -> int:
+        """Number of prompts B."""
+        return self.keys.shape[1]
+
+    def expand(self, batch: int) -> "TextContext":
+        """The context of a single prompt seen by `batch` samples, without copying."""
+        if self.batch not in (1, batch):
+            raise ValueError(f"cannot expand a text context of {self.batch} prompts to {batch} samples; only 1 expands")
+        shape = (-1, batch, -1, -1, -1)
+        return TextContext(self.keys.expand(shape), self.values.expand(shape))
+
+    def select(self, samples: slice | Tensor) -> "TextContext":
+        """The contexts of some samples, chosen by a slice or an index tensor."""
+        return TextContext(self.keys[:, samples], self.values[:, samples])
+
+    def detach(self) -> "TextContext":
+        """The same numbers without their graph."""
+        return TextContext(self.keys.detach(), self.values.detach())
+
+
+Frames = tuple[int, int]
+"""A half-open span of frames [start, stop)."""
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """Which frames see which: for each span of query frames, the spans of key frames it attends to.
+
+    spans: ((query, (key, ...)), ...) in frames, the queries in order and without gaps. Attention inside a pair of spans
+    is full. positions: the RoPE time position of each frame of the sequence.
+    """
+
+    spans: tuple[tuple[Frames, tuple[Frames, ...]], ...]
+    positions: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        frame = 0
+        for (start, stop), keys in self.spans:
+            if start != frame or stop <= start:
+                raise ValueError(f"query spans must follow each other from frame 0, got {[q for q, _ in self.spans]}")
+            if not keys or any(not 0 <= a < b <= self.frames for a, b in keys):
+                raise ValueError(f"queries {(start, stop)} need key spans within {(0, self.frames)}, got {keys}")
+            frame = stop
+        if frame != self.frames:
+            raise ValueError(f"{self.frames} positions given for {frame} query frames")
+
+    @property
+    def frames(self) -> int:
+        """Length of the sequence in frames."""
+        return len(self.positions)
+
+    def dense(self, tokens_per_frame: int = 1) -> Tensor:
+        """Boolean mask [F S, F S] of queries x keys, True where a query sees a key; for tests and pictures."""
+        mask = torch.zeros(self.frames, self.frames, dtype=torch.bool)
+        for (start, stop), keys in self.spans:
+            for a, b in keys:
+                mask[start:stop, a:b] = True
+        return mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser thinks of noisy latents x [B, F, C, H, W].
+
+    x0: clean latents, float32. velocity: noise - x0 as the network put it out, float32. kv: of these frames, if asked.
+    """
+
+    x0: Tensor
+    velocity: Tensor
+    kv: KV | None = None
+
+
+class DenoiserProtocol(Protocol):
+    """What the rollout asks of a network: `models.denoiser.Denoiser`, or anything that answers likewise."""
+
+    def __call__(
+        self, x: Tensor, sigma: Tensor, text: TextContext, past: Past | None = None, want_kv: bool = False
+    ) -> Prediction:
+        """Predict from x [B, F, C, h, w] at noise level sigma [F] or [B, F]."""
+        ...
+
+    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
+        """Apply RoPE to the past's keys once for all passes of a chunk; latent_size is (h, w) of the latents."""
+        ...
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention without a mask over tokens: [B, Q, H, D] x [B, K, H, D] -> [B, Q, H, D]."""
+    out = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    return out.transpose(1, 2)
+
+
+def attend_pattern(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern) -> Tensor:
+    """Attention among frames [B, F, S, H, D] under `pattern`, shaped like `query`.
+
+    One mask-free call per span of queries, so memory-efficient kernels apply and masked scores are never computed.
+    """
+    out = []
+    for (start, stop), spans in pattern.spans:
+        keys, values = (_frames(tensor, spans).flatten(1, 2) for tensor in (key, value))
+        out.append(attend(query[:, start:stop].flatten(1, 2), keys, values))
+    return torch.cat(out, dim=1).unflatten(1, query.shape[1:3])
+
+
+def _frames(tensor: Tensor, spans: tuple[Frames, ...]) -> Tensor:
+    parts = [tensor[:, start:stop] for start, stop in spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
