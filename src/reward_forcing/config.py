@@ -1,0 +1,128 @@
+"""Strict settings: frozen pydantic models read from YAML, with errors of one line that name the nearest valid name.
+
+Owns how settings are read and how their errors are worded. Knows no setting itself: each class keeps its own settings
+beside it and derives them from `Settings`.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """A frozen group of settings that rejects unknown names and says which one was probably meant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_unknown_names(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name in values:
+                if name not in cls.model_fields:
+                    raise ValueError(unknown("setting", str(name), cls.model_fields))
+        return values
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """Return the choice spelled most like `name`, or None when none is close."""
+    matches = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
+    """Return the message for a name that is not among the choices.
+
+    For example `unknown sampler 'roling'; did you mean 'rolling'? (chunkwise, rolling)`.
+    """
+    choices = list(choices)
+    match = nearest(name, choices)
+    hint = f"did you mean '{match}'?" if match else "expected one of"
+    return f"unknown {kind} '{name}'; {hint} ({', '.join(choices)})"
+
+
+def load_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -> S:
+    """Return `cls` read from the YAML file `path`, with overrides of the form `a.b=value` on top.
+
+    path None starts from the defaults. Override values are YAML (`steps=[1000, 500]`, `sink={kind: none}`).
+    Raises ValueError, in one line that begins with the file's name, for a file that is missing or not a mapping, for a
+    repeated, unknown or missing name, for a value of the wrong type, and for an override without `=`.
+    """
+    source = "settings" if path is None else str(path)
+    values = {} if path is None else _read_mapping(Path(path))
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """Return a pydantic error as one line: `place: what was wrong` for each problem, joined by semicolons."""
+    return "; ".join(_describe_problem(dict(problem)) for problem in error.errors())
+
+
+def _describe_problem(problem: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    context = problem.get("ctx", {})
+    match problem["type"]:
+        case "value_error":
+            message = str(context["error"])
+        case "union_tag_invalid":
+            names = context["expected_tags"].replace("'", "").split(", ")
+            message = unknown(context["discriminator"].strip("'"), context["tag"], names)
+        case "union_tag_not_found":
+            message = f"missing {context['discriminator']}, which says which variant is meant"
+        case "missing":
+            message = "this setting is required"
+        case _:
+            message = f"{problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+    return f"{place}: {message}" if place else message
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `a.b=value` inside the nested mapping, making the groups on the way."""
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"override '{override}' must have the form group.name=value")
+    *groups, last = name.strip().split(".")
+    for group in groups:
+        values = values.setdefault(group, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"override '{override}': '{group}' is a value, not a group of settings")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"override '{override}': the value is not valid YAML") from None
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such settings file")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, except that a repeated name is an error (PyYAML would keep the last one silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, name in enumerate(names):
+            if name in names[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"'{name}' is set twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
