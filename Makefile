@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint format mini clean
+.PHONY: help install demo test lint format mini
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,3 @@ mini: $(STAMP)  ## Retrain the bundled miniature, stage by stage; the same comma
 	set -e; for settings in configs/train/mini/[0-9]*.yaml; do \
 	  $(BIN)/rforce train "$$settings" --out "runs/mini/$$(basename "$$settings" .yaml)" --processes 2; \
 	done
-
-clean:  ## Remove the environment and the caches, never runs/.
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis out

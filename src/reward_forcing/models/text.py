@@ -1,0 +1,121 @@
+"""Prompts -> text embeddings, the way Wan makes them: cleaned, tokenised, encoded by UMT5, zero beyond each prompt.
+
+Owns the tokenizer and the encoder and can drop the encoder's memory between prompts. Knows nothing of the transformer
+that reads the embeddings, nor of where a model folder came from.
+"""
+
+import html
+import logging
+import re
+from pathlib import Path
+
+import ftfy
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+
+MAX_TOKENS = 512  # Wan2.1's text length; a tokenizer may ask for less, never for more
+
+logger = logging.getLogger(__name__)
+
+
+def clean_prompt(prompt: str) -> str:
+    """`prompt` as Wan2.1 cleans it: ftfy's repairs, HTML entities decoded (twice, for `&amp;lt;`), single spaces."""
+    repaired = html.unescape(html.unescape(ftfy.fix_text(prompt))).strip()
+    return re.sub(r"\s+", " ", repaired).strip()
+
+
+class TextEncoder:
+    """UMT5 with its tokenizer: a list of prompts -> [B, text_len, text_dim] float32, rows beyond a prompt's end zero.
+
+    The rows beyond the end are zeroed because Wan attends to all of them without a mask, and UMT5 leaves non-zero
+    values there. The encoder's weights are read on the first call and again on the first call after `release`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        encoder: UMT5EncoderModel | None,
+        source: Path | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Wrap a tokenizer and an encoder (or None, to read it lazily from the folder `source`)."""
+        if encoder is None and source is None:
+            raise ValueError("TextEncoder needs an encoder, or a source folder to read one from")
+        self.tokenizer = tokenizer
+        self.text_len = min(int(tokenizer.model_max_length), MAX_TOKENS)
+        self.device = torch.device(device)
+        self._dtype = dtype
+        self._source = source
+        self._encoder = None if encoder is None else self._prepare(encoder)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> "TextEncoder":
+        """The encoder of a model folder that holds `text_encoder/` and `tokenizer/`; dtype None keeps the file's.
+
+        Reads the tokenizer now and the weights on first use. Raises FileNotFoundError if a part is missing.
+        """
+        folder = Path(folder)
+        for part, file in (("text_encoder", "config.json"), ("tokenizer", "tokenizer_config.json")):
+            if not (folder / part / file).is_file():
+                raise FileNotFoundError(
+                    f"no {part}/{file} under '{folder}'; expected a model folder with text_encoder/ and tokenizer/, "
+                    "as diffusers writes it"
+                )
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        return cls(tokenizer, None, folder / "text_encoder", device, dtype)
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        """Embeddings [B, text_len, text_dim], float32 on the encoder's device, of prompts cleaned by `clean_prompt`.
+
+        A prompt longer than `text_len` tokens loses its end, with a logged warning, as in Wan2.1.
+        Raises ValueError if `prompts` is not a non-empty list of strings.
+        """
+        if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"expected a non-empty list of prompts, got {prompts!r}; wrap a single prompt in a list")
+        tokens = self._tokenise([clean_prompt(prompt) for prompt in prompts])
+        ids = tokens["input_ids"].to(self.device)
+        mask = tokens["attention_mask"].to(self.device)  # [B, text_len], 1 up to the prompt's end
+        with torch.no_grad():
+            hidden = self._load()(input_ids=ids, attention_mask=mask).last_hidden_state
+        # torch.where, not a product: a NaN in a padded row must not survive
+        return torch.where(mask.bool()[..., None], hidden.float(), torch.zeros((), device=self.device))
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of `prompt` that the tokenizer can only write as its unknown token, in order, each once."""
+        unknown_id = self.tokenizer.unk_token_id
+        words = dict.fromkeys(re.findall(r"\w+(?:['’-]\w+)*", clean_prompt(prompt)))
+        return [word for word in words if unknown_id in self.tokenizer(word, add_special_tokens=False)["input_ids"]]
+
+    def release(self) -> None:
+        """Drop the encoder's weights; the next call reads them again. Raises ValueError if there is no source."""
+        if self._source is None:
+            raise ValueError("this TextEncoder was given its encoder and could not read it again; keep it loaded")
+        self._encoder = None
+
+    def to(self, device: torch.device | str) -> "TextEncoder":
+        """This encoder, computing on `device` from now on."""
+        self.device = torch.device(device)
+        if self._encoder is not None:
+            self._prepare(self._encoder)
+        return self
+
+    def _tokenise(self, prompts: list[str]) -> dict[str, Tensor]:
+        lengths = [len(ids) for ids in self.tokenizer(prompts)["input_ids"]]  # pyright: ignore[reportArgumentType]
+        for prompt, length in zip(prompts, lengths, strict=True):
+            if length > self.text_len:
+                logger.warning("a prompt has %d tokens; only the first %d count: %s", length, self.text_len, prompt)
+        return self.tokenizer(
+            prompts, padding="max_length", max_length=self.text_len, truncation=True, return_tensors="pt"
+        )  # pyright: ignore[reportReturnType]
+
+    def _load(self) -> UMT5EncoderModel:
+        if self._encoder is None:
+            self._encoder = self._prepare(UMT5EncoderModel.from_pretrained(self._source, dtype=self._dtype or "auto"))
+        return self._encoder
+
+    def _prepare(self, encoder: UMT5EncoderModel) -> UMT5EncoderModel:
+        return encoder.eval().requires_grad_(False).to(self.device)  # pyright: ignore[reportArgumentType]
