@@ -1,0 +1,152 @@
+"""The VAE stage: trains diffusers' `AutoencoderKLWan` on clips of the procedural world, short clips first.
+
+The loss is foreground-weighted L1 + MSE + KL. A clip length of 1 teaches the image path, 5 and 9 the temporal one, and
+17 or more the steady state behind the zero-padded start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from torch import Tensor, nn
+
+from reward_forcing.config import Settings
+from reward_forcing.data.dataset import clip, world_scene
+from reward_forcing.models.vae import decode_parallel, encode_parallel
+from reward_forcing.training.phases import Phase, phase_at
+from reward_forcing.training.settings import StageSettings
+from reward_forcing.training.stage import Draw, Stage
+
+
+class VAESettings(Settings):
+    """Width and depth of the VAE; the names are those of diffusers' config."""
+
+    base_dim: int = 16
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4)
+    num_res_blocks: int = 1
+    temperal_downsample: tuple[bool, ...] = (True, True)
+    patch_size: int | None = 2
+
+    def build(self) -> AutoencoderKLWan:
+        """A VAE with fresh weights; spatial factor 2^(levels - 1) times the patch size, temporal factor 4."""
+        channels = 3 * (self.patch_size or 1) ** 2
+        spatial = 2 ** (len(self.dim_mult) - 1) * (self.patch_size or 1)
+        return AutoencoderKLWan(
+            base_dim=self.base_dim,
+            z_dim=self.z_dim,
+            dim_mult=list(self.dim_mult),
+            num_res_blocks=self.num_res_blocks,
+            attn_scales=[],
+            temperal_downsample=list(self.temperal_downsample),
+            latents_mean=[0.0] * self.z_dim,
+            latents_std=[1.0] * self.z_dim,
+            in_channels=channels,
+            out_channels=channels,
+            patch_size=self.patch_size,
+            scale_factor_temporal=2 ** sum(self.temperal_downsample),
+            scale_factor_spatial=spatial,
+        )
+
+
+class VAEStageSettings(StageSettings):
+    """Settings of the VAE stage. phases: clip lengths in frames and global batches. size: of the frames, in pixels."""
+
+    stage: Literal["vae"] = "vae"
+    model: VAESettings = VAESettings()
+    size: int = 64
+    phases: tuple[Phase, ...]
+    kl_weight: float = 1e-4
+    mse_weight: float = 2.0
+    foreground_weight: float = 5.0
+    validation_clips: int = 16
+    validation_frames: int = 33
+
+
+class VAEStage(Stage[VAEStageSettings]):
+    """Trains role `vae`; exports a diffusers `vae/` folder with the latents' mean and standard deviation in its config."""
+
+    settings_class = VAEStageSettings
+
+    def __init__(
+        self, settings: VAEStageSettings, seed: int, rank: int, world_size: int, device: torch.device
+    ) -> None:
+        super().__init__(settings, seed, rank, world_size, device)
+        torch.manual_seed(seed)
+        self.vae = settings.model.build().to(device)
+        for module in self.vae.modules():
+            if isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)  # 1.6 times as fast on a CPU in bf16
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"vae": self.vae}
+
+    def edges(self, role: str) -> tuple[str, ...]:
+        return ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant_conv", "post_quant_conv")
+
+    def loss(self, role: str, step: int, draw: Draw) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Foreground-weighted L1 + MSE, plus the KL divergence from a unit normal (means over elements)."""
+        phase = phase_at(self.settings.phases, step, self.settings.train.steps)
+        with self.clock("data"):
+            frames = self._clips((draw.sample(index) for index in draw.share(phase.batch)), phase.frames)
+        mean, logvar = encode_parallel(self.vae, frames)
+        latents = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=draw.local).to(mean)
+        error = decode_parallel(self.vae, latents).float() - frames
+        weight = self._weights(frames)
+        l1 = (weight * error.abs()).sum() / weight.sum() / 3
+        mse = (weight * error.square()).sum() / weight.sum() / 3
+        mean, logvar = mean.float(), logvar.float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        loss = l1 + self.settings.mse_weight * mse + self.settings.kl_weight * kl
+        psnr = -10 * torch.log10(error.detach().square().mean())
+        return loss, {"l1": l1.detach(), "kl": kl.detach(), "psnr": psnr, "frames": float(phase.frames)}
+
+    def _clips(self, generators: Iterable[torch.Generator], frames: int) -> Tensor:
+        """A clip [B, T, 3, H, W] for each generator: a random training scene from a random moment on."""
+        clips = []
+        for generator in generators:
+            scene = int(torch.randint(2**40, (), generator=generator))
+            start = int(torch.randint(160, (), generator=generator))
+            clips.append(clip(world_scene(scene), frames, self.settings.size, start))
+        return torch.stack(clips).to(self.device)
+
+    def _weights(self, frames: Tensor) -> Tensor:
+        """Weight [B, T, 1, H, W]: foreground pixels, those far from the median of their row, count more."""
+        median = frames.median(dim=-1, keepdim=True).values
+        foreground = (frames - median).abs().amax(dim=2, keepdim=True) > 0.15
+        return 1 + (self.settings.foreground_weight - 1) * foreground.to(frames)
+
+    def _validation(self, count: int) -> Tensor:
+        frames, size = self.settings.validation_frames, self.settings.size
+        return torch.stack([clip(world_scene(i, "validation"), frames, size) for i in range(count)]).to(self.device)
+
+    @torch.no_grad()
+    def _reconstruct(self, frames: Tensor) -> Tensor:
+        pieces = [decode_parallel(self.vae, encode_parallel(self.vae, piece)[0]) for piece in frames.split(4)]
+        return torch.cat(pieces).float().clamp(0, 1)
+
+    def metrics(self, step: int) -> dict[str, Tensor | float]:
+        """Mean over clips of the PSNR in dB, on validation scenes."""
+        frames = self._validation(self.settings.validation_clips)
+        error = (self._reconstruct(frames) - frames).square().mean(dim=(1, 2, 3, 4))
+        return {"validation_psnr": (-10 * torch.log10(error)).mean()}
+
+    def samples(self, step: int) -> dict[str, Tensor]:
+        """Six validation clips and their reconstructions, eight frames of each."""
+        frames = self._validation(6)
+        stride = max(1, frames.shape[1] // 8)
+        return {"truth": frames[:, ::stride], "reconstruction": self._reconstruct(frames)[:, ::stride]}
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> None:
+        """Write `folder`/vae, with the per-channel statistics of 256 training clips in its config."""
+        generators = (torch.Generator().manual_seed(index) for index in range(256))
+        clips = self._clips(generators, self.settings.validation_frames)
+        means = torch.cat([encode_parallel(self.vae, piece)[0].float() for piece in clips.split(8)])
+        channels = means.transpose(0, 2).flatten(1)
+        self.vae.register_to_config(latents_mean=channels.mean(1).tolist(), latents_std=channels.std(1).tolist())
+        self.vae.save_pretrained(folder / "vae")
