@@ -1,0 +1,108 @@
+"""The command `rforce`: a table of verbs, imported only when called, and one place that turns errors into exit codes.
+
+Knows no verb's options: each lives in its own file of this package.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from pydantic import ValidationError
+
+from reward_forcing import __version__
+from reward_forcing.config import describe, unknown
+
+EXIT_FAILURE = 1  # something broke inside
+EXIT_BAD_INPUT = 2  # the caller can fix it
+BAD_INPUT = (ValueError, FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+
+
+class Verb(NamedTuple):
+    """Where a verb's function (or typer app, if it has sub-verbs) lives, and its line in `rforce --help`."""
+
+    target: str
+    help: str
+
+    def load(self) -> Callable[..., Any] | typer.Typer:
+        """The function or typer app named by `target`, imported now."""
+        module, name = self.target.split(":")
+        return getattr(importlib.import_module(f"reward_forcing.cli.{module}"), name)
+
+
+VERBS: dict[str, Verb] = {}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command line (default: this process's) and exit: 0 done, 1 failure, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        build_app(_first_word(arguments))(arguments, prog_name="rforce")
+    except BAD_INPUT as error:
+        sys.exit(_report(error, EXIT_BAD_INPUT))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        sys.exit(_report(error, EXIT_FAILURE))
+
+
+def build_app(verb: str | None) -> typer.Typer:
+    """The typer app in which `verb` is loaded and every other verb stands by name only, so that help needs no torch.
+
+    Raises ValueError with the nearest name if `verb` is not one of `VERBS`.
+    """
+    if verb is not None and verb not in VERBS:
+        raise ValueError(unknown("command", verb, VERBS))
+    app = typer.Typer(
+        help="Streaming text-to-video: generate, train and judge few-step autoregressive video models.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_global_options)
+    for name, entry in VERBS.items():
+        loaded = entry.load() if name == verb else _not_loaded
+        if isinstance(loaded, typer.Typer):
+            app.add_typer(loaded, name=name, help=entry.help, no_args_is_help=True)
+        else:
+            app.command(name, help=None if name == verb else entry.help)(loaded)
+    return app
+
+
+def _first_word(arguments: Sequence[str]) -> str | None:
+    return next((argument for argument in arguments if not argument.startswith("-")), None)
+
+
+def _not_loaded() -> None:
+    raise AssertionError("a verb that was not named on the command line cannot run")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rforce {__version__}")
+        raise typer.Exit()
+
+
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _report(error: Exception, code: int) -> int:
+    """`code`, after one line about `error` on stderr; RFORCE_DEBUG=1 adds the traceback."""
+    if os.environ.get("RFORCE_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
+    message = describe(error) if isinstance(error, ValidationError) else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if code == EXIT_FAILURE:
+        message = f"{type(error).__name__}: {message} (RFORCE_DEBUG=1 shows where)"
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
