@@ -1,208 +1,190 @@
-"""The causal video VAE: one definition of its walk, run over a whole clip or over a stream with an explicit state.
+"""Frames to latents and back: a whole clip at once for training, chunk by chunk with an explicit state for streams.
 
-The modules, their parameter names and their config are diffusers' `AutoencoderKLWan` (Wan2.1, section 4.1; with
-`patch_size` and `is_residual` also Wan2.2). This module owns the order in which they run and what each causal
-convolution remembers between two chunks; it knows nothing of rollouts or files.
+Both are the same walk (`vae_walk`). Here live the normalisation of latents, the checks of shapes and the choice of
+number format; the network is diffusers' `AutoencoderKLWan`.
 
-B batch, T pixel frames, H W pixel size, F latent frames, C latent channels, h w latent size. A clip of F latent frames
-has T = 1 + r (F - 1) pixel frames, where r is the temporal factor (4 in Wan).
+B batch, T pixel frames, H W pixel size, F latent frames, C latent channels, h w latent size, r temporal factor.
 """
 
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import torch
-import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl_wan import (
-    AutoencoderKLWan,
-    WanAttentionBlock,
-    WanCausalConv3d,
-    WanMidBlock,
-    WanResample,
-    WanResidualBlock,
-    WanResidualDownBlock,
-    WanResidualUpBlock,
-    WanRMS_norm,
-)
-from torch import Tensor
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from torch import Tensor, nn
 
+from reward_forcing.models.vae_walk import Tape, VAEState, decode_walk, encode_walk
 
-@dataclass(frozen=True)
-class VAEState:
-    """What one stream remembers: the last input frames of every layer that looks back in time, in running order.
-
-    A value: `StreamingVAE` never writes into it, so a stream can be branched by keeping a reference.
-    kind: "encoder" or "decoder". features: tensors [B, channels, 1 or 2, height, width].
-    """
-
-    kind: str
-    features: tuple[Tensor, ...]
+__all__ = ["StreamingVAE", "VAEState", "channels_last", "decode_parallel", "encode_parallel", "fastest_dtype"]
 
 
 def encode_parallel(vae: AutoencoderKLWan, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log-variance [B, F, C, h, w] of the posterior, raw (not normalised), in one differentiable pass.
 
-    Equals `vae.encode`, which feeds 1, 4, 4, ... frames through caches. frames: [B, T, 3, H, W] in [0, 1] with
+    Equals `vae.encode`, which feeds 1, r, r, ... frames through caches. frames: [B, T, 3, H, W] in [0, 1] with
     T = 1 + r (F - 1). The log-variance is clamped to [-30, 20] as in diffusers.
     Raises ValueError if the number or the size of the frames does not divide.
     """
-    return _encode(vae, frames, _Tape("encoder", None, keeps=False))
+    _check_frames(vae, frames, None)
+    return encode_walk(vae, frames, Tape("encoder", None, keeps=False))
 
 
 def decode_parallel(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """Frames [B, T, 3, H, W] of raw (not normalised) latents [B, F, C, h, w], in one differentiable pass.
 
     Equals `vae.decode` before its clamp: values may leave [0, 1], so that a loss sees by how much.
+    Raises ValueError if the latents have another number of channels than the VAE.
     """
-    return _decode(vae, latents, _Tape("decoder", None, keeps=False))
+    _check_latents(vae, latents, None)
+    return decode_walk(vae, latents, Tape("decoder", None, keeps=False))
 
 
-class _Tape:
-    """Reads the features of the previous chunk and records those for the next, in the order the layers run."""
+class StreamingVAE:
+    """Normalised latents and frames in [0, 1], chunk by chunk; any split of a clip gives what one call gives.
 
-    def __init__(self, kind: str, state: VAEState | None, keeps: bool) -> None:
-        if state is not None and state.kind != kind:
-            raise ValueError(f"expected the state of the {kind}, got the state of the {state.kind}")
-        self.kind = kind
-        self.is_first = state is None
-        self.past = iter(state.features) if state is not None else iter(())
-        self.keeps = keeps
-        self.features: list[Tensor] = []
+    Latents are (z - mean) / std with the config's `latents_mean` and `latents_std`, in float32. States are values:
+    the one passed in is never written to, so streams may be interleaved, branched and rewound. Nothing here records
+    gradients; training uses `encode_parallel` and `decode_parallel`.
 
-    def state(self) -> VAEState:
-        return VAEState(self.kind, tuple(self.features))
+    pass_frames: latent frames in one walk. A longer chunk takes several, with the same result, so that memory does not
+    grow with the length of a clip.
+    """
 
-    def extend(self, x: Tensor, frames: int, pad: bool = True) -> Tensor:
-        """`x` [B, c, t, h, w] with the `frames` frames before it in front: zeros (or, without `pad`, none) at first."""
-        if not self.is_first:
-            x = torch.cat([next(self.past).to(x.dtype), x], dim=2)
-        elif pad:
-            x = F.pad(x, (0, 0, 0, 0, frames, 0))
-        if self.keeps:
-            self.features.append(x[:, :, -frames:].clone())
-        return x
+    def __init__(self, vae: AutoencoderKLWan, pass_frames: int = 3) -> None:
+        if pass_frames < 1:
+            raise ValueError(f"pass_frames must be at least 1 latent frame, got {pass_frames}")
+        self.vae = vae
+        self.pass_frames = pass_frames
+        self.temporal_factor = _temporal_factor(vae)
+        self.spatial_factor = _spatial_factor(vae)
 
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> Self:
+        """The VAE in a diffusers `vae/` folder, frozen and laid out for speed, in `dtype` or the fastest one."""
+        vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype or fastest_dtype(device))
+        return cls(channels_last(vae.eval().requires_grad_(False)).to(device=device))
 
-def _encode(vae: AutoencoderKLWan, frames: Tensor, tape: _Tape) -> tuple[Tensor, Tensor]:
-    encoder = vae.encoder
-    x = _causal_conv(encoder.conv_in, _to_patches(frames * 2 - 1, vae.config.patch_size or 1), tape)
-    for block in encoder.down_blocks:
-        x = _down_block(block, x, tape)
-    x = _head(encoder, _mid_block(encoder.mid_block, x, tape), tape)
-    mean, logvar = _causal_conv(vae.quant_conv, x, tape).transpose(1, 2).chunk(2, dim=2)
-    return mean, logvar.clamp(-30.0, 20.0)
+    @torch.no_grad()
+    def encode(self, frames: Tensor, state: VAEState | None = None) -> tuple[Tensor, VAEState]:
+        """Latents [B, F, C, h, w] (the posterior's mean) of the next frames, and the state after them.
 
+        frames: [B, T, 3, H, W] in [0, 1]; T = 1 + r (F - 1) where the stream begins (`state` None), then T = r F.
+        Raises ValueError for another T, a size that the VAE does not divide, or the state of another stream shape.
+        """
+        _check_frames(self.vae, frames, state)
+        means: list[Tensor] = []
+        step = self.pass_frames * self.temporal_factor
+        first = step - self.temporal_factor + 1 if state is None else step
+        for part in frames.split(_pass_lengths(frames.shape[1], step, first), dim=1):
+            tape = Tape("encoder", state, keeps=True)
+            mean, _ = encode_walk(self.vae, part.to(self.vae.device, self.vae.dtype), tape)
+            means.append(mean.float())
+            state = tape.state()
+        assert state is not None, frames.shape
+        return self.normalise(torch.cat(means, dim=1)), state
 
-def _decode(vae: AutoencoderKLWan, latents: Tensor, tape: _Tape) -> Tensor:
-    decoder = vae.decoder
-    x = _causal_conv(vae.post_quant_conv, latents.transpose(1, 2), tape)
-    x = _mid_block(decoder.mid_block, _causal_conv(decoder.conv_in, x, tape), tape)
-    for block in decoder.up_blocks:
-        x = _up_block(block, x, tape)
-    x = _head(decoder, x, tape)
-    return _from_patches(x, vae.config.patch_size or 1) / 2 + 0.5
+    @torch.no_grad()
+    def decode(self, latents: Tensor, state: VAEState | None = None) -> tuple[Tensor, VAEState]:
+        """Frames [B, T, 3, H, W] in [0, 1], float32, of the next latents, and the state after them.
 
+        latents: [B, F, C, h, w]; T = 1 + r (F - 1) where the stream begins (`state` None), then T = r F.
+        Raises ValueError for no frames, another number of channels, or the state of another stream shape.
+        """
+        _check_latents(self.vae, latents, state)
+        frames: list[Tensor] = []
+        for part in self.denormalise(latents.to(self.vae.device)).split(self.pass_frames, dim=1):
+            tape = Tape("decoder", state, keeps=True)
+            frames.append(decode_walk(self.vae, part.to(self.vae.dtype), tape).float().clamp(0.0, 1.0))
+            state = tape.state()
+        assert state is not None, latents.shape
+        return torch.cat(frames, dim=1), state
 
-def _down_block(block: torch.nn.Module, x: Tensor, tape: _Tape) -> Tensor:
-    match block:
-        case WanResidualBlock():
-            return _residual_block(block, x, tape)
-        case WanAttentionBlock():
-            return block(x)
-        case WanResample():
-            return _downsample(block, x, tape)
-        case WanResidualDownBlock():
-            # The shortcut pads its first, odd chunk in front: over a whole clip that is the same padding.
-            shortcut = block.avg_shortcut(x)
-            for resnet in block.resnets:
-                x = _residual_block(resnet, x, tape)
-            return (_downsample(block.downsampler, x, tape) if block.downsampler is not None else x) + shortcut
-    raise TypeError(f"unknown encoder block {type(block).__name__}")
+    def normalise(self, raw: Tensor) -> Tensor:
+        """(raw - mean) / std per channel of raw latents [B, F, C, h, w], in float32."""
+        mean, std = self._statistics(raw.device)
+        return (raw.float() - mean) / std
 
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """latents * std + mean per channel, in float32: the inverse of `normalise`."""
+        mean, std = self._statistics(latents.device)
+        return latents.float() * std + mean
 
-def _up_block(block: torch.nn.Module, x: Tensor, tape: _Tape) -> Tensor:
-    entered = x
-    for resnet in block.resnets:
-        x = _residual_block(resnet, x, tape)
-    if not isinstance(block, WanResidualUpBlock):
-        return x if block.upsamplers is None else _upsample(block.upsamplers[0], x, tape)
-    if block.upsampler is not None:
-        x = _upsample(block.upsampler, x, tape)
-    return x if block.avg_shortcut is None else x + block.avg_shortcut(entered, first_chunk=tape.is_first)
-
-
-def _mid_block(block: WanMidBlock, x: Tensor, tape: _Tape) -> Tensor:
-    x = _residual_block(block.resnets[0], x, tape)
-    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
-        x = _residual_block(resnet, attention(x), tape)
-    return x
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        # Read at each call, because training writes new statistics into the config.
+        both = torch.tensor([self.vae.config["latents_mean"], self.vae.config["latents_std"]], device=device)
+        mean, std = both[:, :, None, None]
+        return mean, std
 
 
-def _residual_block(block: WanResidualBlock, x: Tensor, tape: _Tape) -> Tensor:
-    skip = block.conv_shortcut
-    shortcut = _causal_conv(skip, x, tape) if isinstance(skip, WanCausalConv3d) else x
-    x = _causal_conv(block.conv1, block.nonlinearity(_rms_norm(block.norm1, x)), tape)
-    x = block.dropout(block.nonlinearity(_rms_norm(block.norm2, x)))
-    return _causal_conv(block.conv2, x, tape) + shortcut
+def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """The same `vae`, the weights of its convolutions laid out channels last: on a CPU about twice as fast in bfloat16.
+
+    Activations follow the layout of the weights. Names, shapes and values of the parameters stay as they are.
+    """
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        elif isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    return vae
 
 
-def _head(coder: torch.nn.Module, x: Tensor, tape: _Tape) -> Tensor:
-    return _causal_conv(coder.conv_out, coder.nonlinearity(_rms_norm(coder.norm_out, x)), tape)
+def fastest_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where the device multiplies in it (CUDA; CPUs with AVX512-BF16), float32 elsewhere."""
+    kind = torch.device(device).type
+    if kind == "cuda" or (kind == "cpu" and torch.cpu._is_avx512_bf16_supported()):
+        return torch.bfloat16
+    return torch.float32
 
 
-def _causal_conv(conv: WanCausalConv3d, x: Tensor, tape: _Tape) -> Tensor:
-    """The convolution over the frames so far: zeros stand before the first frame of a clip."""
-    time, height, width = conv.kernel_size
-    if time > 1:
-        x = tape.extend(x, time - 1)
-    return F.conv3d(x, conv.weight, conv.bias, padding=(0, height // 2, width // 2))
+def _temporal_factor(vae: AutoencoderKLWan) -> int:
+    return 2 ** sum(vae.config["temperal_downsample"])
 
 
-def _downsample(block: WanResample, x: Tensor, tape: _Tape) -> Tensor:
-    """Half the size; where time is halved too, the first frame of a clip stays alone: [x0, conv(x0 x1 x2), ...]."""
-    x = _per_frame(block.resample, x)
-    if block.mode != "downsample3d":
-        return x
-    conv = block.time_conv
-    first = x[:, :, :1] if tape.is_first else None
-    x = tape.extend(x, 1, pad=False)
-    if x.shape[2] < conv.kernel_size[0]:
-        return x
-    x = F.conv3d(x, conv.weight, conv.bias, stride=conv.stride)
-    return x if first is None else torch.cat([first, x], dim=2)
+def _spatial_factor(vae: AutoencoderKLWan) -> int:
+    return 2 ** (len(vae.config["dim_mult"]) - 1) * (vae.config["patch_size"] or 1)
 
 
-def _upsample(block: WanResample, x: Tensor, tape: _Tape) -> Tensor:
-    """Twice the size; where time is doubled too, the first frame of a clip stays alone and later ones do not see it."""
-    if block.mode == "upsample3d":
-        first, rest = (x[:, :, :1], x[:, :, 1:]) if tape.is_first else (x[:, :, :0], x)
-        rest = tape.extend(rest, block.time_conv.kernel_size[0] - 1)
-        if rest.shape[2] < block.time_conv.kernel_size[0]:
-            return _per_frame(block.resample, first)
-        doubled = F.conv3d(rest, block.time_conv.weight, block.time_conv.bias)
-        doubled = doubled.unflatten(1, (2, -1)).movedim(1, 3).flatten(2, 3)  # [B, 2c, t, ...] -> [B, c, 2t, ...]
-        x = torch.cat([first, doubled], dim=2)
-    return _per_frame(block.resample, x)
+def _pass_lengths(frames: int, later: int, first: int) -> list[int]:
+    """`frames` as a first pass of at most `first`, passes of `later` and the rest."""
+    lengths = [min(frames, first)]
+    while (rest := frames - sum(lengths)) > 0:
+        lengths.append(min(rest, later))
+    return lengths
 
 
-def _per_frame(layer: torch.nn.Module, x: Tensor) -> Tensor:
-    return layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+def _check_frames(vae: AutoencoderKLWan, frames: Tensor, state: VAEState | None) -> None:
+    if frames.ndim != 5 or frames.shape[2] != 3:
+        raise ValueError(f"expected frames [B, T, 3, H, W], got {list(frames.shape)}")
+    factor, size = _temporal_factor(vae), _spatial_factor(vae)
+    batch, count, _, height, width = frames.shape
+    if count < 1 or (count - (state is None)) % factor:
+        rule = f"1 + {factor} n frames at the start of a clip" if state is None else f"{factor} n frames further on"
+        raise ValueError(f"expected {rule}, got {count}; cut or repeat the last frames")
+    if height % size or width % size:
+        raise ValueError(f"expected a height and width divisible by {size}, got {height} x {width}; crop or resize")
+    patch = vae.config["patch_size"] or 1
+    _check_state(state, "encoder", (batch, height // patch, width // patch))
 
 
-def _rms_norm(norm: WanRMS_norm, x: Tensor) -> Tensor:
-    """`norm(x)` over channels, the statistic in float32 or better, in the dtype of `x` (diffusers would return float32)."""
-    length = torch.linalg.vector_norm(
-        x, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
-    ).clamp_min(1e-12)
-    return x * (norm.scale / length).to(x.dtype) * norm.gamma.to(x.dtype)
+def _check_latents(vae: AutoencoderKLWan, latents: Tensor, state: VAEState | None) -> None:
+    channels = vae.config["z_dim"]
+    if latents.ndim != 5 or latents.shape[1] < 1 or latents.shape[2] != channels:
+        raise ValueError(f"expected latents [B, F >= 1, {channels}, h, w], got {list(latents.shape)}")
+    _check_state(state, "decoder", (latents.shape[0], latents.shape[3], latents.shape[4]))
 
 
-def _to_patches(frames: Tensor, size: int) -> Tensor:
-    """Frames [B, T, 3, H, W] as [B, 3 size^2, T, H / size, W / size]; channels run (colour, column, row)."""
-    x = frames.unflatten(4, (-1, size)).unflatten(3, (-1, size))  # [B, T, 3, H', p, W', p]
-    return x.permute(0, 2, 6, 4, 1, 3, 5).flatten(1, 3)
-
-
-def _from_patches(x: Tensor, size: int) -> Tensor:
-    """The inverse of `_to_patches`."""
-    x = x.unflatten(1, (-1, size, size))  # [B, 3, column, row, T, H', W']
-    return x.permute(0, 4, 1, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+def _check_state(state: VAEState | None, kind: str, expected: tuple[int, int, int]) -> None:
+    """Raises ValueError unless the state is of the same half of the VAE, the same batch and the same size."""
+    if state is None:
+        return
+    if state.kind != kind:
+        raise ValueError(f"expected a state that this {kind} returned, got the state of the {state.kind}")
+    batch, _, _, height, width = state.features[0].shape
+    if (batch, height, width) != expected:
+        raise ValueError(
+            f"the state belongs to a stream of batch, height, width {(batch, height, width)} at the {kind}'s first "
+            f"layer, got {expected}; pass state=None to begin another stream"
+        )
