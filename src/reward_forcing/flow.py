@@ -11,6 +11,7 @@ latents [B, F, C, H, W]. Arithmetic and results are float32, or float64 where an
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -48,7 +49,7 @@ def warp_denoising_steps(steps: Sequence[int], shift: float) -> tuple[float, ...
     Raises ValueError unless the steps are strictly decreasing integers in 1..1000; clean (0) is where sampling ends,
     not a step.
     """
-    decreasing = all(a > b for a, b in zip(steps, steps[1:], strict=False))
+    decreasing = all(a > b for a, b in pairwise(steps))
     if not steps or not decreasing or not all(1 <= step <= TIMESTEPS for step in steps):
         raise ValueError(
             f"denoising steps must decrease strictly within 1..{TIMESTEPS} (leave out a final 0), got {list(steps)}"

@@ -1,0 +1,37 @@
+"""A network seen as a denoiser: what does it think the clean latents are?"""
+
+from torch import Tensor
+
+from reward_forcing.flow import TIMESTEPS, velocity_to_x0
+from reward_forcing.models.attention import AttentionPattern, Past, Prediction, TextContext
+from reward_forcing.models.wan_dit import WanDiT
+
+
+class Denoiser:
+    """Turns sigma into a timestep and the network's velocity into clean latents; holds no state of its own."""
+
+    def __init__(self, network: WanDiT) -> None:
+        self.network = network
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        text: TextContext,
+        past: Past | None = None,
+        want_kv: bool = False,
+        pattern: AttentionPattern | None = None,
+    ) -> Prediction:
+        """Prediction from noisy latents x [B, F, C, h, w] at noise level `sigma` [F] or [B, F] in [0, 1].
+
+        x0 = x - sigma velocity in float32, whatever the network computes in. `past`, `pattern`, `want_kv`: as in
+        `WanDiT.forward`.
+        """
+        sigma = sigma.float().expand(x.shape[:2])
+        velocity, kv = self.network(x, TIMESTEPS * sigma, text, past=past, pattern=pattern, want_kv=want_kv)
+        velocity = velocity.float()
+        return Prediction(velocity_to_x0(x.float(), velocity, sigma), velocity, kv)
+
+    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
+        """`past` with RoPE applied to its keys once for all passes of a chunk; latent_size is (h, w)."""
+        return self.network.rotate(past, latent_size)

@@ -1,0 +1,187 @@
+"""The parts of a Wan2.1 block, with diffusers' parameter names.
+
+B batch, F latent frames, S tokens per latent frame, H heads, D head width, L text tokens, E model width (H D).
+Two precisions follow from the parameters alone: where `scale_shift_table` and the norms are float32, modulation, norms
+and gating are computed in float32 around matrix products in the other parameters' dtype; where all parameters are
+bfloat16, so is everything but the inside of the norms and RoPE.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm, linear
+
+from reward_forcing.models.attention import AttentionPattern, attend, attend_pattern
+from reward_forcing.models.rope import Rotation, rotate
+
+
+class LayerPast(NamedTuple):
+    """Rotated keys and values [B, P, S, H, D] of one layer's past."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class PatchEmbedding(nn.Conv3d):
+    """Latents [B, F, C, h, w] -> tokens [B, F, S, E]: a strided convolution, computed as one matrix product."""
+
+    def __init__(self, channels: int, width: int, patch: tuple[int, int, int]) -> None:
+        super().__init__(channels, width, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, columns = self.kernel_size[1:]
+        patches = x.unflatten(4, (-1, columns)).unflatten(3, (-1, rows))  # [B, F, C, y, rows, x, columns]
+        patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)  # [B, F, S, C rows columns]
+        return linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, which spans all heads together; the mean square is in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return ((wide * scale).to(x.dtype) * self.weight).to(x.dtype)
+
+
+class Projections(nn.Module):
+    """Query, key, value and output projections of an attention, with RMS-normalised queries and keys."""
+
+    def __init__(self, width: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.norm_q = RMSNorm(width, eps)
+        self.norm_k = RMSNorm(width, eps)
+
+    def query(self, x: Tensor) -> Tensor:
+        """Normalised queries [..., H, D] of x [..., E]."""
+        return self._split(self.norm_q(self.to_q(x)))
+
+    def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised keys and plain values, each [..., H, D], of x [..., E]."""
+        return self._split(self.norm_k(self.to_k(x))), self._split(self.to_v(x))
+
+    def out(self, x: Tensor) -> Tensor:
+        """Heads [..., H, D] joined and projected to [..., E]."""
+        return self.to_out[0](x.flatten(-2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+
+class ProjectedGELU(nn.Module):
+    """GELU (tanh approximation) of a linear projection named proj."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Linear -> GELU -> Linear, named net.0.proj and net.2."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(ProjectedGELU(width, hidden), nn.Identity(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class EmbeddingMLP(nn.Module):
+    """Linear -> activation -> Linear, named linear_1 and linear_2; takes any dtype, returns that of its parameters."""
+
+    def __init__(self, inputs: int, width: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, width)
+        self.activation = activation
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(self.activation(self.linear_1(x.to(self.linear_1.weight.dtype))))
+
+
+class AffineNorm(nn.LayerNorm):
+    """Layer norm with weight and bias, computed in the parameters' dtype and returned in the dtype of the input."""
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """LayerNorm(x) (1 + scale) + shift, computed in the dtype of `scale`, returned in that of `x`."""
+    normed = layer_norm(x.to(scale.dtype), x.shape[-1:], eps=eps)
+    return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
+
+
+def gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """x + update gate, computed in the dtype of `gate`, returned in that of `x`."""
+    return torch.addcmul(x.to(gate.dtype), update.to(gate.dtype), gate).to(x.dtype)
+
+
+class WanBlock(nn.Module):
+    """Modulated self-attention, cross-attention to the text, modulated feed-forward."""
+
+    def __init__(self, width: int, hidden: int, heads: int, cross_attn_norm: bool, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.attn1 = Projections(width, heads, eps)
+        self.attn2 = Projections(width, heads, eps)
+        self.norm2 = AffineNorm(width, eps) if cross_attn_norm else nn.Identity()
+        self.ffn = FeedForward(width, hidden)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
+
+    def encode_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-attention keys and values, each [B, L, H, D], of embedded text [B, L, E]."""
+        return self.attn2.key_value(text)
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        text: tuple[Tensor, Tensor],
+        by: Rotation,
+        past: LayerPast | None,
+        pattern: AttentionPattern | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens x [B, F, S, E] after the block, and the un-rotated keys and values [B, F, S, H, D] it used.
+
+        modulation: [B, F or 1, 6, E], the projected time embedding. text: keys and values from `encode_text`.
+        """
+        table = (self.scale_shift_table + modulation).unsqueeze(3)  # [B, F or 1, 6, 1, E]
+        shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
+
+        y, key, value = self._self_attention(modulate(x, shift1, scale1, self.eps), by, past, pattern)
+        x = gated(x, y, gate1)
+        query = self.attn2.query(self.norm2(x).flatten(1, 2))
+        x = x + self.attn2.out(attend(query, *text)).view_as(x).to(x.dtype)
+        x = gated(x, self.ffn(modulate(x, shift2, scale2, self.eps)), gate2)
+        return x, key, value
+
+    def _self_attention(
+        self, x: Tensor, by: Rotation, past: LayerPast | None, pattern: AttentionPattern | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        raw_key, value = self.attn1.key_value(x)
+        query, key = rotate(self.attn1.query(x), by), rotate(raw_key, by)
+        if pattern is not None:
+            y = attend_pattern(query, key, value, pattern)
+        elif past is None:
+            y = attend(query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2))
+        else:
+            keys = torch.cat([past.keys.to(key.dtype), key], dim=1).flatten(1, 2)
+            values = torch.cat([past.values.to(value.dtype), value], dim=1).flatten(1, 2)
+            y = attend(query.flatten(1, 2), keys, values)
+        return self.attn1.out(y).view_as(x), raw_key, value

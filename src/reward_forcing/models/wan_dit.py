@@ -1,0 +1,252 @@
+"""Wan2.1's video transformer, for bidirectional, pattern-masked and cached streaming use.
+
+B batch, F latent frames, S tokens per latent frame, C latent channels, N layers, H heads, D head width, L text tokens,
+E model width (H D). The network maps tokens to velocities and returns its keys and values; which past it sees and at
+which positions is its caller's choice. Parameter names and configuration are those of diffusers'
+`WanTransformer3DModel`, so a `transformer/` folder serves both classes.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from reward_forcing.models.attention import KV, AttentionPattern, Past, TextContext
+from reward_forcing.models.layers import EmbeddingMLP, LayerPast, PatchEmbedding, WanBlock, modulate
+from reward_forcing.models.rope import rotate, rotation
+
+QK_NORM = "rms_norm_across_heads"
+
+
+class ConditionEmbedder(nn.Module):
+    """Embeddings of time and text, with diffusers' parameter names."""
+
+    def __init__(self, width: int, freq_dim: int, text_dim: int) -> None:
+        super().__init__()
+        self.freq_dim = freq_dim
+        self.time_embedder = EmbeddingMLP(freq_dim, width, nn.SiLU())
+        self.time_proj = nn.Linear(width, 6 * width)
+        self.text_embedder = EmbeddingMLP(text_dim, width, nn.GELU(approximate="tanh"))
+
+    def time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedding [..., E] of timesteps [...] for the head, and its projection [..., 6, E] for the blocks.
+
+        Outside autocast: a bfloat16 sinusoid cannot tell neighbouring timesteps apart.
+        """
+        with torch.autocast(timestep.device.type, enabled=False):
+            embedding = self.time_embedder(sinusoid(timestep, self.freq_dim))
+            projection = self.time_proj(silu(embedding).to(self.time_proj.weight.dtype))
+        return embedding, projection.unflatten(-1, (6, -1))
+
+
+class WanDiT(ModelMixin, ConfigMixin):
+    """Transformer from noisy latents, timesteps and text to velocities.
+
+    Arguments are diffusers' configuration keys. `rope_max_seq_len` is kept for the file format only: positions here
+    have no upper limit. Raises ValueError for the image-to-video keys and for other norms, which are not implemented.
+
+    Precision follows the parameters. `from_pretrained(..., torch_dtype=torch.bfloat16)` and `to_mixed` keep the time
+    embedding, modulation and norms in float32 as Wan2.1 does; `.to(torch.bfloat16)` makes everything bfloat16 as the
+    Self Forcing and Reward Forcing reference code does.
+
+    Sharding wrappers must register `encode_text` of this class and of every block as forward methods.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["WanBlock"]  # noqa: RUF012
+    _repeated_blocks = ["WanBlock"]  # noqa: RUF012
+    _keep_in_fp32_modules = ["time_embedder", "time_proj", "scale_shift_table", "norm2"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 16,
+        out_channels: int | None = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        qk_norm: str | None = QK_NORM,
+        eps: float = 1e-6,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_supported(patch_size, attention_head_dim, freq_dim, qk_norm)
+        if image_dim is not None or added_kv_proj_dim is not None or pos_embed_seq_len is not None:
+            raise ValueError("image-to-video networks (image_dim, added_kv_proj_dim) are not supported; use a T2V one")
+        width = num_attention_heads * attention_head_dim
+        _, rows, columns = patch_size
+        self.patch = (1, rows, columns)
+        self.head_dim = attention_head_dim
+        self.eps = eps
+        self.patch_embedding = PatchEmbedding(in_channels, width, self.patch)
+        self.condition_embedder = ConditionEmbedder(width, freq_dim, text_dim)
+        self.blocks = nn.ModuleList(
+            WanBlock(width, ffn_dim, num_attention_heads, cross_attn_norm, eps) for _ in range(num_layers)
+        )
+        self.proj_out = nn.Linear(width, (out_channels or in_channels) * math.prod(self.patch))
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
+        self.gradient_checkpointing = False
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights of an untrained network as Wan2.1 does.
+
+        Xavier-uniform matrices with zero bias; text and time embedders N(0, 0.02^2); zero output projection. The
+        modulation tables, N(0, 1 / E), are drawn where they are made.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | PatchEmbedding):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for embedder in (self.condition_embedder.text_embedder, self.condition_embedder.time_embedder):
+            nn.init.normal_(embedder.linear_1.weight, std=0.02)
+            nn.init.normal_(embedder.linear_2.weight, std=0.02)
+        nn.init.zeros_(self.proj_out.weight)
+
+    def to_mixed(self, dtype: torch.dtype) -> "WanDiT":
+        """This network with its matrices in `dtype` and the time embedding, modulation and norms in float32."""
+        for name, parameter in self.named_parameters():
+            keep = any(part in name for part in self._keep_in_fp32_modules)
+            parameter.data = parameter.data.to(torch.float32 if keep else dtype)
+        return self
+
+    def encode_text(self, embeddings: Tensor) -> TextContext:
+        """Cross-attention keys and values of prompts, for all passes that use these weights and prompts.
+
+        embeddings: [B, L, text_dim] from the text encoder, padded to its length with zero rows: nothing is masked, and
+        padding takes part in the attention. Gradients flow where enabled.
+        """
+        text = self.condition_embedder.text_embedder(embeddings)
+        pairs = [block.encode_text(text) for block in cast(Iterable[WanBlock], self.blocks)]
+        return TextContext(torch.stack([key for key, _ in pairs]), torch.stack([value for _, value in pairs]))
+
+    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
+        """`past` with RoPE applied to its keys, in the network's dtype, for all passes of a chunk.
+
+        latent_size: rows and columns (h, w) of the latents. A past that is already rotated comes back as it is.
+        """
+        dtype = self.patch_embedding.weight.dtype
+        by = rotation(past.key_positions, self._grid(latent_size), self.head_dim)
+        return past.with_rotated(lambda keys: rotate(keys, by).to(dtype))
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: TextContext,
+        *,
+        past: Past | None = None,
+        pattern: AttentionPattern | None = None,
+        positions: Tensor | None = None,
+        want_kv: bool = False,
+    ) -> tuple[Tensor, KV | None]:
+        """Velocities [B, F, C, h, w], and with `want_kv` the keys and values of these frames.
+
+        x: noisy latents [B, F, C, h, w]. timestep: [B] or, one per frame, [B, F], in [0, 1000].
+        Without `past` and `pattern` all frames see each other (bidirectional). `past`: frames that all of x also sees.
+        `pattern`: who sees whom inside x, for training. positions [F]: time positions of x for RoPE; otherwise the
+        past's, the pattern's, or 0 .. F - 1.
+        """
+        grid = self._check(x, timestep, text, past, pattern)
+        if positions is None:
+            positions = _positions(x, past, pattern)
+        by = rotation(positions.to(x.device), grid, self.head_dim)
+        if past is not None:
+            past = self.rotate(past, (x.shape[3], x.shape[4]))
+        embedding, modulation = self.condition_embedder.time(timestep if timestep.ndim == 2 else timestep[:, None])
+
+        tokens = self.patch_embedding(x).to(self.patch_embedding.weight.dtype)  # [B, F, S, E]
+        checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
+        checkpointed = self._gradient_checkpointing_func if checkpointing else None
+        keys, values = [], []
+        for layer, block in enumerate(self.blocks):
+            layer_text = (text.keys[layer], text.values[layer])
+            layer_past = None if past is None else LayerPast(past.keys[layer], past.values[layer])
+            inputs = (tokens, modulation, layer_text, by, layer_past, pattern)
+            tokens, key, value = checkpointed(block, *inputs) if checkpointed else block(*inputs)
+            if want_kv:
+                keys.append(key)
+                values.append(value)
+        velocity = self._unpatchify(self._head(tokens, embedding), grid)
+        return velocity, KV(torch.stack(keys), torch.stack(values)) if want_kv else None
+
+    def to_json_string(self) -> str:
+        """The configuration as JSON under diffusers' class name, so that either class loads the folder."""
+        return json.dumps(json.loads(super().to_json_string()) | {"_class_name": "WanTransformer3DModel"}, indent=2)
+
+    def _head(self, tokens: Tensor, embedding: Tensor) -> Tensor:
+        table = (self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3)  # [B, F or 1, 2, 1, E]
+        shift, scale = table.unbind(2)
+        return self.proj_out(modulate(tokens, shift, scale, self.eps))
+
+    def _unpatchify(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        _, rows, columns = self.patch
+        pixels = tokens.unflatten(3, (rows, columns, -1)).unflatten(2, grid)  # [B, F, y, x, rows, columns, C]
+        return pixels.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+    def _grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = latent_size
+        _, rows, columns = self.patch
+        if height % rows or width % columns:
+            raise ValueError(f"latents of {height} x {width} do not divide into patches of {rows} x {columns}")
+        return height // rows, width // columns
+
+    def _check(
+        self, x: Tensor, timestep: Tensor, text: TextContext, past: Past | None, pattern: AttentionPattern | None
+    ) -> tuple[int, int]:
+        batch, frames = x.shape[:2]
+        if timestep.shape not in ((batch,), (batch, frames)):
+            raise ValueError(f"timestep must be [{batch}] or [{batch}, {frames}], got {list(timestep.shape)}")
+        if text.batch != batch or text.keys.shape[0] != len(self.blocks):
+            raise ValueError(
+                f"text context is of {text.batch} prompts and {text.keys.shape[0]} layers; the latents have {batch} "
+                f"samples and the network {len(self.blocks)} layers. Compute it with this network's encode_text and "
+                "share one prompt with .expand(batch)"
+            )
+        if past is not None and pattern is not None:
+            raise ValueError("give either a past (streaming) or a pattern (training), not both")
+        if pattern is not None and pattern.frames != frames:
+            raise ValueError(f"pattern is made for {pattern.frames} frames, got {frames}")
+        if past is not None and past.query_positions.numel() != frames:
+            raise ValueError(f"past gives positions to {past.query_positions.numel()} frames, got {frames}")
+        return self._grid((x.shape[3], x.shape[4]))
+
+
+def sinusoid(timestep: Tensor, width: int) -> Tensor:
+    """Features [..., width] of timesteps [...]: cos, then sin of t 10000^(-j / half), j < half = width / 2; float64."""
+    half = width // 2
+    exponent = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
+    angle = timestep.double().unsqueeze(-1) * 10000.0**-exponent
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def _positions(x: Tensor, past: Past | None, pattern: AttentionPattern | None) -> Tensor:
+    if past is not None:
+        return past.query_positions
+    if pattern is not None:
+        return torch.tensor(pattern.positions)
+    return torch.arange(x.shape[1], device=x.device)
+
+
+def _check_supported(patch: tuple[int, ...], head_dim: int, freq_dim: int, qk_norm: str | None) -> None:
+    if len(patch) != 3 or patch[0] != 1:
+        raise ValueError(f"patch_size must be (1, rows, columns): a token lies within one frame; got {tuple(patch)}")
+    if head_dim % 2 or freq_dim % 2:
+        raise ValueError(f"attention_head_dim and freq_dim must be even, got {head_dim} and {freq_dim}")
+    if qk_norm != QK_NORM:
+        raise ValueError(f"qk_norm must be {QK_NORM!r}, got {qk_norm!r}")
