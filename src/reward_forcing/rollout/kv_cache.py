@@ -1,0 +1,202 @@
+"""What of the past attention can see, and at which positions: the cache as a value.
+
+N layers, B batch, F latent frames, S tokens per latent frame, H heads, D head width.
+Owns eviction, the sink's place and the time positions. Knows neither the network that made the keys and values nor the
+passes that read them. Keys are stored un-rotated, so positions are free to change from chunk to chunk.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BeforeValidator, PositiveInt, model_validator
+from torch import Tensor
+
+from reward_forcing.config import Settings
+from reward_forcing.models.attention import KV, Past
+from reward_forcing.rollout.sinks import FRAMES, EmaSink, SinkSettings
+
+UNLIMITED = -1
+
+
+def _window(value: object) -> object:
+    return None if value == UNLIMITED else value
+
+
+class CacheSettings(Settings):
+    """How much of the past is kept, in latent frames, and how it is positioned.
+
+    window_frames counts the sink, the local past and the chunk being denoised, as in the reference code (the paper
+    counts the sink on top); None, or -1 as published configs write it, keeps everything. positions 'relative' numbers
+    what attention sees from 0 (Reward Forcing, LongLive's infinite variant); 'absolute' uses each frame's number in
+    the video (Self Forcing, LongLive).
+    Raises ValueError for a window without room for the sink and one chunk.
+    """
+
+    window_frames: Annotated[PositiveInt | None, BeforeValidator(_window)] = 9
+    chunk_frames: PositiveInt = 3
+    sink: SinkSettings = EmaSink()
+    positions: Literal["relative", "absolute"] = "relative"
+
+    @model_validator(mode="after")
+    def _window_holds_sink_and_chunk(self) -> "CacheSettings":
+        needed = self.sink.frames + self.chunk_frames
+        if self.window_frames is not None and self.window_frames < needed:
+            raise ValueError(
+                f"window_frames={self.window_frames} cannot hold {self.sink.frames} sink frames and a chunk of "
+                f"{self.chunk_frames}; use at least {needed}, or a smaller sink or chunk"
+            )
+        return self
+
+    def local_frames(self, frames: int) -> int | None:
+        """Frames of local past that fit beside a full sink and `frames` denoised frames; None where all do.
+
+        Raises ValueError where the denoised frames do not fit themselves.
+        """
+        if self.window_frames is None:
+            return None
+        room = self.window_frames - self.sink.frames - frames
+        if room < 0:
+            raise ValueError(
+                f"{frames} frames denoised together do not fit a window of {self.window_frames} with "
+                f"{self.sink.frames} sink frames; use window_frames >= {self.sink.frames + frames}"
+            )
+        return room
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """The past of a rollout as a value: committing returns a new cache and leaves this one as it was.
+
+    A snapshot is a reference; holding one costs its own tensors and nothing of later caches. Every tensor owns its
+    storage, of a size that stops growing once the window is full.
+
+    context: [sink | local past] in the network's dtype, keys and values [N, B, P, S, H, D], oldest first; None while
+    nothing is committed. sink: the sink in float32 [N, B, sink_frames, S, H, D]. committed, evicted: latent frames ever
+    committed and ever evicted. sink_updates: commits whose evicted frames went to the sink.
+    """
+
+    settings: CacheSettings
+    context: KV | None = None
+    sink: KV | None = None
+    committed: int = 0
+    evicted: int = 0
+    sink_updates: int = 0
+
+    @classmethod
+    def empty(cls, settings: CacheSettings) -> "KVCache":
+        """The cache of a rollout that has not begun."""
+        return cls(settings)
+
+    @property
+    def frames(self) -> int:
+        """Latent frames in the context, sink included."""
+        return 0 if self.context is None else self.context.keys.shape[FRAMES]
+
+    @property
+    def sink_frames(self) -> int:
+        """Filled frames of the sink; attention sees only these."""
+        return 0 if self.sink is None else self.sink.keys.shape[FRAMES]
+
+    def past(self, frames: int) -> Past | None:
+        """What the next `frames` frames see, with time positions for both; None where they see only themselves.
+
+        Shows the sink and as much of the local past as the window has room for beside `frames`. Relative positions run
+        0, 1, .. along [sink | local past | frames]; absolute ones are the frames' numbers in the video.
+        Raises ValueError if `frames` do not fit the window.
+        """
+        room = self.settings.local_frames(frames)
+        if self.context is None:
+            return None
+        stored = self.frames - self.sink_frames
+        local = stored if room is None else min(stored, room)
+        shown = self.sink_frames + local
+        if shown == 0:
+            return None
+        device = self.context.keys.device
+        if self.settings.positions == "relative":
+            positions = torch.arange(shown + frames, device=device)
+        else:
+            start = self.committed - local
+            positions = torch.cat(
+                [
+                    torch.arange(self.sink_frames, device=device),
+                    torch.arange(start, self.committed + frames, device=device),
+                ]
+            )
+        return Past(
+            _show(self.context.keys, self.sink_frames, local),
+            _show(self.context.values, self.sink_frames, local),
+            positions[:shown],
+            positions[shown:],
+        )
+
+    def commit(self, kv: KV) -> "KVCache":
+        """The cache after finished frames, whose clean keys and values are `kv` [N, B, F, S, H, D].
+
+        The first `sink.frames` frames ever committed fill the sink, over as many commits as that takes. The oldest
+        other frames are evicted until sink, local past and the next chunk fit the window, and the sink absorbs them:
+        evicted frame j, counted from the first ever, into sink frame j mod `sink.frames` (for whole groups this is
+        Reward Forcing, Eqs. 4-5). The next chunk's first pass therefore sees the updated sink, as in the reference.
+        Raises ValueError if layers, batch, tokens or heads of `kv` differ from those committed before.
+        """
+        self._check(kv)
+        frames = kv.keys.shape[FRAMES]
+        to_sink = min(frames, self.settings.sink.frames - self.sink_frames)
+        local = self.frames - self.sink_frames + frames - to_sink
+        room = self.settings.local_frames(self.settings.chunk_frames)
+        evict = 0 if room is None else max(0, local - room)
+        context, sink = (held or _no_frames(kv) for held in (self.context, self.sink))
+        keys, sink_keys = self._advance(context.keys, sink.keys, kv.keys, to_sink, evict)
+        values, sink_values = self._advance(context.values, sink.values, kv.values, to_sink, evict)
+        return replace(
+            self,
+            context=KV(keys, values),
+            sink=KV(sink_keys, sink_values),
+            committed=self.committed + frames,
+            evicted=self.evicted + evict,
+            sink_updates=self.sink_updates + bool(evict and self.settings.sink.frames),
+        )
+
+    def _advance(self, context: Tensor, sink: Tensor, new: Tensor, to_sink: int, evict: int) -> tuple[Tensor, Tensor]:
+        """The next context and the next sink, of the keys or of the values."""
+        policy = self.settings.sink
+        first, new = new.tensor_split([to_sink], dim=FRAMES)
+        old = context[:, :, self.sink_frames :]
+        if to_sink:
+            sink = torch.cat([sink.float(), first.float()], dim=FRAMES)
+        from_old = min(evict, old.shape[FRAMES])
+        gone_old, kept_old = old.tensor_split([from_old], dim=FRAMES)
+        gone_new, kept_new = new.tensor_split([evict - from_old], dim=FRAMES)
+        if evict and policy.frames:
+            gone = torch.cat([gone_old, gone_new], dim=FRAMES)
+            sink = policy.absorb(sink, gone, slot=self.evicted % policy.frames)
+        return torch.cat([sink.to(new.dtype), kept_old, kept_new], dim=FRAMES), sink
+
+    def _check(self, kv: KV) -> None:
+        if self.context is None:
+            return
+        held, came = (_without_frames(tensor) for tensor in (self.context.keys, kv.keys))
+        if held != came:
+            raise ValueError(
+                f"the cache holds [layers, batch, tokens, heads, width] {held}, the committed frames have {came}; "
+                "start from KVCache.empty for another batch, resolution or network"
+            )
+
+
+def _show(tensor: Tensor, sink: int, local: int) -> Tensor:
+    """The first `sink` and the last `local` frames; the tensor itself, without a copy, where these are all."""
+    stored = tensor.shape[FRAMES] - sink
+    if local == stored:
+        return tensor
+    return torch.cat([tensor[:, :, :sink], tensor[:, :, sink + stored - local :]], dim=FRAMES)
+
+
+def _no_frames(kv: KV) -> KV:
+    """Keys and values like `kv` with zero frames, in storage of their own."""
+    shape = kv.keys[:, :, :0].shape
+    return KV(kv.keys.new_empty(shape), kv.values.new_empty(shape))
+
+
+def _without_frames(tensor: Tensor) -> list[int]:
+    return [size for axis, size in enumerate(tensor.shape) if axis != FRAMES]

@@ -1,0 +1,274 @@
+"""The one loop that runs passes with a denoiser over a cache, for generation and for training alike.
+
+B batch, F latent frames, C latent channels, h, w latent rows and columns, f latent frames of a chunk.
+Owns the order of things: noise, passes, re-noising, the clean pass, the commit. Knows no network, no method by name and
+no clip length; a rollout ends when its schedule or its reader does.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reward_forcing.flow import add_noise
+from reward_forcing.models.attention import DenoiserProtocol, Past, TextContext
+from reward_forcing.rollout.kv_cache import KVCache
+from reward_forcing.rollout.noise import Noise
+from reward_forcing.rollout.schedule import Pass
+
+KVGrad = Literal["none", "clean"]
+"""Whether gradients reach earlier chunks through the cache: not at all (as the Self Forcing paper describes it), or
+through a clean pass that is part of the graph, which also makes the EMA-Sink differentiable (Reward Forcing, 3.4)."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A finished chunk: its number, its clean latents [B, f, C, h, w] in float32, and its first latent frame."""
+
+    index: int
+    latents: Tensor
+    start: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A yielded chunk whose clean pass is still to come, and the text that it was generated with."""
+
+    index: int
+    latents: Tensor
+    text: TextContext
+    passes: int
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """A chunk in flight: its latents [B, f, C, h, w] in the network's dtype after `passes` passes."""
+
+    latents: Tensor
+    passes: int = 0
+
+
+@dataclass(frozen=True)
+class RolloutState:
+    """Everything a rollout knows between two chunks, as a plain value: keep it to rewind, branch or save.
+
+    index: the next chunk to finish. primed: how many chunks before it were given rather than generated. start: its
+    first latent frame. noisy: the chunks in flight, oldest first, starting with `index`.
+    """
+
+    cache: KVCache
+    text: TextContext
+    index: int = 0
+    primed: int = 0
+    start: int = 0
+    pending: Finished | None = None
+    noisy: tuple[Noisy, ...] = ()
+
+
+class Rollout:
+    """An iterator of chunks, without end if its schedule has none.
+
+    schedule: passes, chunk 0 being the first chunk not primed. noise: `SeededNoise`, or any function of its signature;
+    its batch is the rollout's. shape: (C, h, w) of a latent frame. context_noise: sigma at which finished chunks enter
+    the cache (0: clean). device, dtype: where and in what the network computes; noise, x0 and re-noising are float32.
+    kv_grad: see `KVGrad`. A pass is differentiable where the schedule says so and gradients are enabled around it.
+
+    A chunk is yielded as soon as it is final. Its clean pass runs when the next chunk, or `cache`, is asked for, with
+    the text the chunk was generated with; a reader who stops never pays for it. Between two chunks `text` may be set
+    (it counts from the next chunk on), and `cache` may be set to a cache that holds every chunk yielded so far.
+    """
+
+    def __init__(
+        self,
+        denoiser: DenoiserProtocol,
+        schedule: Iterable[Pass],
+        cache: KVCache,
+        noise: Noise,
+        text: TextContext,
+        shape: Sequence[int],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        context_noise: float = 0.0,
+        kv_grad: KVGrad = "none",
+    ) -> None:
+        if len(shape) != 3:
+            raise ValueError(f"shape must be (channels, rows, columns) of a latent frame, got {tuple(shape)}")
+        if not 0.0 <= context_noise < 1.0:
+            raise ValueError(f"context_noise is a sigma in [0, 1), got {context_noise}")
+        if kv_grad not in ("none", "clean"):
+            raise ValueError(f"kv_grad must be 'none' or 'clean', got {kv_grad!r}")
+        self._denoiser = denoiser
+        self._schedule = iter(schedule)
+        self._noise = noise
+        self._shape = (cache.settings.chunk_frames, *shape)
+        self._device = torch.device(device)
+        self._dtype = dtype
+        self._context_noise = context_noise
+        self._kv_grad = kv_grad
+        self._state = RolloutState(cache, text)
+        self._shown: tuple[KVCache, int, Past | None] | None = None
+
+    @property
+    def state(self) -> RolloutState:
+        """This moment as a value; to be read between two chunks."""
+        return self._state
+
+    def resume(self, state: RolloutState, schedule: Iterable[Pass]) -> None:
+        """Continue from `state`, of this rollout or of one made with the same arguments.
+
+        schedule: a fresh one, from its beginning; its passes before `state.index` are skipped. What follows equals what
+        would have followed the moment that `state` was read, unless text, cache or sigmas are changed from there.
+        """
+        self._schedule = iter(schedule)
+        self._state = state
+        self._shown = None
+
+    @property
+    def text(self) -> TextContext:
+        """The text of the chunks to come."""
+        return self._state.text
+
+    @text.setter
+    def text(self, text: TextContext) -> None:
+        self._state = replace(self._state, text=text)
+
+    @property
+    def cache(self) -> KVCache:
+        """The cache with every yielded chunk committed; runs the last one's clean pass if that is still to come."""
+        self._settle()
+        return self._state.cache
+
+    @cache.setter
+    def cache(self, cache: KVCache) -> None:
+        if cache.settings.chunk_frames != self._shape[0]:
+            raise ValueError(
+                f"the rollout's chunks have {self._shape[0]} frames, the new cache expects chunks of "
+                f"{cache.settings.chunk_frames}; start a new rollout to change the chunk"
+            )
+        self._state = replace(self._state, cache=cache, pending=None)
+
+    def prime(self, latents: Tensor) -> None:
+        """Push given clean latents [B, F, C, h, w] through the cache, as if they had just been generated.
+
+        To begin from an image or a video, or to continue one; the next chunk's number and first frame follow on. If F
+        is not a multiple of the chunk, the first piece takes the remainder (an image is a piece of one frame).
+        Raises ValueError for latents of another size, and while chunks are in flight.
+        """
+        if latents.ndim != 5 or tuple(latents.shape[2:]) != self._shape[1:] or latents.shape[1] == 0:
+            raise ValueError(f"expected latents [B, F >= 1, {self._shape[1:]}], got {list(latents.shape)}")
+        if self._state.noisy:
+            raise ValueError(
+                f"{len(self._state.noisy)} chunks are in flight; prime before the first chunk is generated"
+            )
+        self._settle()
+        chunk = self._shape[0]
+        first = latents.shape[1] % chunk or chunk
+        for piece in (latents[:, :first], *latents[:, first:].split(chunk, dim=1)):
+            if piece.shape[1]:
+                self._commit(piece.to(self._device), self.text, self._state.index, passes=0)
+                self._advance(piece.shape[1], primed=1)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        self._settle()
+        for step in self._schedule:
+            if step.chunks[0] < self._state.index - self._state.primed:
+                continue  # before the state that was resumed
+            chunk = self._run(step)
+            if chunk is not None:
+                return chunk
+        raise StopIteration
+
+    def _run(self, step: Pass) -> Chunk | None:
+        """One pass; returns the chunk that it finishes, if any."""
+        state, frames = self._state, self._shape[0]
+        expected = state.index - state.primed
+        assert step.chunks[0] == expected, f"{step} should begin with chunk {expected}, the oldest unfinished one"
+        numbers = range(state.index, state.index + len(step.chunks))
+        fresh = [Noisy(self._draw(number, 0).to(self._dtype)) for number in numbers[len(state.noisy) :]]
+        noisy = [*state.noisy[: len(numbers)], *fresh]
+        x = torch.cat([chunk.latents for chunk in noisy], dim=1)
+        sigma = torch.cat([self._sigma(sigma, frames) for sigma in step.sigma])
+        past = self._past(x.shape[1])
+        if past is not None and past.keys.shape[1] != x.shape[0]:
+            raise ValueError(f"the noise has {x.shape[0]} samples, the cache holds {past.keys.shape[1]}")
+        with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
+            x0 = self._denoiser(x, sigma, state.text, past).x0
+        after = []
+        for number, before, clean, sigma_next in zip(
+            numbers, noisy, x0.split(frames, dim=1), step.sigma_next, strict=True
+        ):
+            if sigma_next is not None:
+                passes = before.passes + 1
+                after.append(Noisy(self._add_noise(clean.detach(), number, passes, sigma_next), passes))
+        self._state = replace(state, noisy=(*after, *state.noisy[len(numbers) :]))
+        return self._finish(x0[:, :frames], noisy[0].passes + 1) if step.finishes else None
+
+    def _finish(self, latents: Tensor, passes: int) -> Chunk:
+        """Number a finished chunk, and leave its clean pass for later."""
+        chunk = Chunk(self._state.index, latents, self._state.start)
+        kept = latents if self._kv_grad == "clean" else latents.detach()
+        self._state = replace(self._state, pending=Finished(chunk.index, kept, self.text, passes))
+        self._advance(self._shape[0])
+        return chunk
+
+    def _advance(self, frames: int, primed: int = 0) -> None:
+        state = self._state
+        self._state = replace(state, index=state.index + 1, primed=state.primed + primed, start=state.start + frames)
+
+    def _settle(self) -> None:
+        """Commit the last yielded chunk if that has not been done."""
+        pending = self._state.pending
+        if pending is not None:
+            self._commit(pending.latents, pending.text, pending.index, pending.passes)
+            self._state = replace(self._state, pending=None)
+
+    def _commit(self, latents: Tensor, text: TextContext, index: int, passes: int) -> None:
+        """Run the clean pass of `latents` and commit its keys and values."""
+        past = self._past(latents.shape[1])
+        with torch.set_grad_enabled(self._kv_grad == "clean" and torch.is_grad_enabled()):
+            x = latents.to(self._dtype)
+            if self._context_noise:
+                x = self._add_noise(latents, index, passes, self._context_noise)
+            sigma = self._sigma(self._context_noise, x.shape[1])
+            kv = self._denoiser(x, sigma, text, past, want_kv=True).kv
+            assert kv is not None, "the denoiser returned no keys and values although they were asked for"
+            self._shown = None
+            self._state = replace(self._state, cache=self._state.cache.commit(kv))
+
+    def _past(self, frames: int) -> Past | None:
+        """What the next `frames` frames see, its keys rotated once for all passes of a chunk.
+
+        Built in the surrounding gradient mode, so that sharing it between passes cuts no graph.
+        """
+        cache = self._state.cache
+        if self._shown is None or self._shown[0] is not cache or self._shown[1] != frames:
+            past = cache.past(frames)
+            if past is not None:
+                past = self._denoiser.rotate(past, (self._shape[2], self._shape[3]))
+            self._shown = (cache, frames, past)
+        return self._shown[2]
+
+    def _sigma(self, sigma: float, frames: int) -> Tensor:
+        """Sigma [frames], filled on the device: copying a number there would wait for it."""
+        return torch.full((frames,), sigma, device=self._device, dtype=torch.float32)
+
+    def _draw(self, index: int, draw: int, frames: int | None = None) -> Tensor:
+        """Noise of a chunk on the device, float32 [B, f, C, h, w]."""
+        shape = (self._shape[0] if frames is None else frames, *self._shape[1:])
+        noise = self._noise(index, draw, shape)
+        if tuple(noise.shape[1:]) != shape:
+            raise ValueError(f"noise for chunk {index} must be [B, {shape}], got {list(noise.shape)}")
+        pinned = noise.pin_memory() if self._device.type == "cuda" else noise
+        return pinned.to(self._device, non_blocking=True)
+
+    def _add_noise(self, clean: Tensor, index: int, draw: int, sigma: float) -> Tensor:
+        """Clean latents noised to `sigma`: computed in float32, returned in the network's dtype."""
+        noise = self._draw(index, draw, clean.shape[1])
+        sigmas = self._sigma(sigma, clean.shape[1]).expand(clean.shape[0], -1)
+        return add_noise(clean.float(), noise, sigmas).to(self._dtype)
