@@ -1,0 +1,49 @@
+"""Training stages and the trainer. Importing this package loads no stage; `stage_class` does, by name."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from reward_forcing.config import load_settings, unknown
+
+if TYPE_CHECKING:
+    from reward_forcing.training.settings import StageSettings
+    from reward_forcing.training.stage import Stage
+
+# The value of `stage:` in a configuration file -> where its class is, in the order of the recipe.
+STAGES = {
+    "vae": "reward_forcing.training.vae:VaeStage",
+    "text_encoder": "reward_forcing.training.text_encoder:TextEncoderStage",
+    "flow_matching": "reward_forcing.training.flow_matching:FlowMatchingStage",
+    "ode_pairs": "reward_forcing.training.ode_pairs:OdePairsStage",
+    "ode_regression": "reward_forcing.training.ode_regression:OdeRegressionStage",
+    "dmd": "reward_forcing.training.dmd:DmdStage",
+}
+
+
+def stage_class(name: str) -> "type[Stage[Any]]":
+    """Return the stage registered under `name`. Raises ValueError with the nearest name for an unknown one."""
+    if name not in STAGES:
+        raise ValueError(unknown("stage", name, STAGES))
+    module, _, attribute = STAGES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def load_stage_settings(path: Path, overrides: Sequence[str] = ()) -> "StageSettings":
+    """Return the settings in a stage's YAML file; its `stage` says of which class. Overrides are `a.b=value`.
+
+    Raises ValueError as `load_settings` does, and for a missing or unknown stage.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except yaml.YAMLError:
+        values = None
+    name = values.get("stage") if isinstance(values, dict) else None
+    if not isinstance(name, str):
+        from reward_forcing.training.settings import StageSettings
+
+        return load_settings(StageSettings, path, overrides)
+    return load_settings(stage_class(name).settings_class, path, overrides)

@@ -1,0 +1,59 @@
+"""`rforce train`: train one stage of the recipe from its configuration file."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reward_forcing.training import load_stage_settings, stage_class
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="The stage's configuration file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as train.steps=100.")] = None,
+    out: Annotated[Path, typer.Option(help="The run's folder. The same command continues a run in it.")] = Path("run"),
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the batch on this machine.")] = 1,
+) -> None:
+    """Train a stage; interrupt it at will, the same command continues exactly."""
+    changes = tuple(overrides or ())
+    load_stage_settings(config, changes)
+    if processes == 1 or "WORLD_SIZE" in os.environ:
+        code = run_worker(config, changes, out)
+    else:
+        code = _launch_workers(processes, config, changes, out)
+    if code:
+        raise typer.Exit(code)
+
+
+def run_worker(config: Path, overrides: tuple[str, ...], out: Path) -> int:
+    """Train in this process, alone or as one of torchrun's; returns 0, or 128 + the signal that stopped it."""
+    import torch
+
+    from reward_forcing.training.checkpoint import only_writer
+    from reward_forcing.training.distributed import join_world
+    from reward_forcing.training.trainer import Trainer
+
+    settings = load_stage_settings(config, overrides)
+    torch.set_num_threads(settings.train.threads)
+    with join_world() as world, only_writer(out, world.is_first):
+        torch.manual_seed(settings.seed)
+        stage = stage_class(settings.stage)(settings, settings.seed, world.rank, world.size, world.device)
+        outcome = Trainer(stage, out, world).run()
+    return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+def _launch_workers(processes: int, config: Path, overrides: tuple[str, ...], out: Path) -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from reward_forcing.training.distributed import launch
+
+    try:
+        return launch(processes, run_worker, config, overrides, out)
+    except SignalException as stopped:
+        return 128 + int(stopped.sigval)
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        typer.echo(f"training process {rank} failed: {failure.message}", err=True)
+        return 1

@@ -1,0 +1,120 @@
+"""Several processes train one model: who am I, equal weights, averaged gradients. gloo on CPUs, nccl on GPUs."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all: `rank` of `size`, computing on `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+
+@contextmanager
+def join_world() -> Iterator[World]:
+    """Yield this process's place: from torchrun's environment, or alone without it. Leaves the group at the end."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(rank, size, device)
+        return
+    # The first process may draw samples or write a checkpoint for a long while as the others wait.
+    dist.init_process_group("cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout=timedelta(hours=2))
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def broadcast_weights(networks: Iterable[nn.Module], world: World) -> None:
+    """Give every process the first one's parameters and buffers."""
+    if world.size > 1:
+        for network in networks:
+            for tensor in (*network.parameters(), *network.buffers()):
+                dist.broadcast(tensor.data, src=0)
+
+
+def from_first(value: T, world: World) -> T:
+    """Return the first process's value (any picklable object) in every process."""
+    if world.size == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: T, world: World) -> list[T]:
+    """Return every process's value (any picklable object), by rank, in every process."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], extras: Tensor, world: World) -> Tensor:
+    """Average all gradients over the processes by one flat all-reduce; returns `extras` [K] averaged alike.
+
+    A gradient that is None in some processes counts as zero there; one that is None in all stays None, so unused
+    parameters behave as in a single process. `extras` lets a few numbers ride along.
+    """
+    if world.size == 1:
+        return extras
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=world.device)
+    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters]
+    flat = torch.cat([extras.float().to(world.device), used, *gradients])
+    dist.all_reduce(flat)
+    flat /= world.size
+    extras, used, rest = flat.split([len(extras), len(used), flat.numel() - len(extras) - len(used)])
+    is_used = (used > 0).tolist()
+    for p, average, keep in zip(parameters, rest.split([p.numel() for p in parameters]), is_used, strict=True):
+        # In the parameter's own memory layout: fused optimizers walk both by address.
+        p.grad = torch.empty_like(p).copy_(average.view_as(p)) if keep else None
+    return extras
+
+
+def launch(processes: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Run `function(*arguments)` in so many processes as torchrun would and return what the first returned.
+
+    The function must be importable by name. Raises torch's ChildFailedError if a process fails, and SignalException
+    after the processes were told to stop (each has an hour to save and leave).
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
+    with tempfile.TemporaryDirectory() as logs:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=f"rforce-{os.getpid()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        return elastic_launch(config, function)(*arguments)[0]

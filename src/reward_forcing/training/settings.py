@@ -1,0 +1,54 @@
+"""What every stage's configuration file shares: `stage`, `seed` and `train`. A stage subclasses to add its own keys."""
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from reward_forcing.config import Settings
+from reward_forcing.training.ema import EmaSettings
+from reward_forcing.training.optim import LearningRateSettings, OptimizerSettings
+
+
+class TrainSettings(Settings):
+    """How a stage is trained: everything the trainer decides and the stage need not know.
+
+    steps: length of the run. optimizers, ema: by role, e.g. {"generator": ...}. clip_norm: gradient norm per role.
+    precision: "bf16" runs the losses under autocast; master weights stay float32. accumulate: shards of the batch that
+    one process works off before an update. *_every: in steps. save_minutes: also save after so many minutes.
+    keep: newest checkpoints that stay; keep_every: those at multiples of it stay for good. threads: per process.
+    nonfinite_limit: so many skipped updates in a row end the run.
+    """
+
+    steps: PositiveInt
+    optimizers: dict[str, OptimizerSettings]
+    learning_rate: LearningRateSettings = LearningRateSettings()
+    ema: dict[str, EmaSettings] = Field(default_factory=dict)
+    clip_norm: PositiveFloat | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: PositiveInt = 1
+    log_every: PositiveInt = 10
+    sample_every: PositiveInt | None = None
+    save_every: PositiveInt | None = None
+    save_minutes: PositiveFloat | None = 10.0
+    keep: int = Field(default=2, ge=1)
+    keep_every: PositiveInt | None = None
+    threads: PositiveInt = 1
+    nonfinite_limit: PositiveInt = 10
+
+
+# Keys that may change between two halves of one run: they alter when things are shown or kept, or the run's length.
+HARMLESS = frozenset(
+    f"train.{key}"
+    for key in ("steps", "log_every", "sample_every", "save_every", "save_minutes", "keep", "keep_every", "threads")
+)
+
+
+class StageSettings(Settings):
+    """The root of a stage's configuration file. Subclasses add the stage's own keys.
+
+    stage: the stage's name, which each subclass narrows to a Literal (hence Any here).
+    """
+
+    stage: Any
+    seed: int = 0
+    train: TrainSettings

@@ -1,0 +1,264 @@
+"""The one training loop: updates, logs, samples and saves any stage, and resumes it exactly.
+
+A run is a folder: config.yaml, log.jsonl, checkpoints/, samples/, and final/ once done. The trainer knows no method:
+what is learned is the stage's, how a network learns is the learner's.
+"""
+
+import json
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reward_forcing.config import unknown
+from reward_forcing.logs import StepProgress, console, duration
+from reward_forcing.training.checkpoint import Checkpoints, check_same_settings
+from reward_forcing.training.distributed import World, average_gradients, broadcast_weights, from_first, gather
+from reward_forcing.training.interrupt import Interrupt
+from reward_forcing.training.learner import Learner, averaged_weights, only_trainable
+from reward_forcing.training.run_log import Averages, RunLog
+from reward_forcing.training.settings import HARMLESS
+from reward_forcing.training.stage import Draw, Stage, generator_for
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `steps` are done; `signal` is what stopped it, None if it is complete."""
+
+    steps: int
+    signal: int | None = None
+
+
+class Trainer:
+    """Trains a stage into the folder `out`; constructing and running it again continues where it was.
+
+    Raises ValueError when the stage's roles and the settings disagree.
+    """
+
+    def __init__(self, stage: Stage[Any], out: Path, world: World = ALONE) -> None:
+        self.stage = stage
+        self.settings = stage.settings.train
+        self.out = out
+        self.world = world
+        networks = stage.networks()
+        self._check_roles(set(networks))
+        self.learners = {
+            role: Learner(role, network, self.settings, stage.edges(role)) for role, network in networks.items()
+        }
+        self.checkpoints = Checkpoints(out / "checkpoints", self.settings.keep, self.settings.keep_every)
+        self.step = 0
+        self._averages = Averages()
+        self._interrupt = Interrupt()
+        self._stop_asked = False
+        self._skipped = 0
+        self._wall_before = self._cpu_before = 0.0
+
+    def run(self) -> Outcome:
+        """Train to the last step, or until SIGTERM or SIGINT; returns how it ended.
+
+        Raises ValueError if the folder holds a run with other settings, or after `nonfinite_limit` bad updates.
+        """
+        self._started, self._cpu_started = time.monotonic(), time.process_time()
+        self._resume()
+        if self._is_finished():
+            self._say(f"{self.out} is finished: {self.step} steps, weights in {self.out / 'final'}")
+            return Outcome(self.step)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._log = RunLog(self.out, self._settings_dump(), self.step) if self.world.is_first else None
+        self._say(self.stage.summary() + (f"; continuing after step {self.step}" if self.step else ""))
+        try:
+            with self._interrupt:
+                return self._train()
+        finally:
+            if self._log is not None:
+                self._log.close()
+
+    def _train(self) -> Outcome:
+        steps = self.settings.steps
+        self._saved_at = self._logged_at = time.monotonic()
+        self._saved_step = self._logged_step = self.step
+        with StepProgress(self.stage.settings.stage, self.step, steps, quiet=not self.world.is_first) as progress:
+            while self.step < steps:
+                self._train_step(self.step)
+                self.step += 1
+                progress.advance(self.step)
+                self._after_step(progress)
+                if self._stop_asked and self.step < steps:
+                    self._save()
+                    number = self._interrupt.signal or signal.SIGTERM
+                    self._say(f"stopped after step {self.step} and saved; the same command continues from there")
+                    return Outcome(self.step, number)
+        self._finish()
+        return Outcome(self.step)
+
+    def _train_step(self, step: int) -> None:
+        """Update the roles that are due, in the stage's order."""
+        for role in self.stage.updates(step):
+            learner = self.learners[role]
+            learner.clear()
+            with only_trainable(learner, self.learners.values()):
+                loss = self._accumulate(learner, step)
+            with self.stage.clock("communication"):
+                asked = float(self._interrupt.signal is not None)
+                extras = torch.stack([loss, loss.new_tensor(asked)])
+                loss, asked = average_gradients(list(learner.parameters.values()), extras, self.world)
+            with self.stage.clock("optimizer"):
+                self._stop_asked = self._stop_asked or bool(asked > 0)
+                self._apply(learner, step, loss)
+
+    def _accumulate(self, learner: Learner, step: int) -> torch.Tensor:
+        """Add up the gradients of this process's shards of the batch; returns their mean loss, detached."""
+        accumulate = self.settings.accumulate
+        total = torch.zeros((), device=self.world.device)
+        for part in range(accumulate):
+            shard = self.world.rank * accumulate + part
+            draw = Draw.at(self.stage.seed, learner.role, step, shard, self.world.size * accumulate)
+            # The draw is meant to be the only randomness; should a layer (dropout) use the global one, it repeats too.
+            torch.manual_seed(generator_for("global", self.stage.seed, learner.role, step, shard).initial_seed())
+            with self.stage.clock("forward"), self._autocast():
+                loss, metrics = self.stage.loss(learner.role, step, draw)
+            with self.stage.clock("backward"):
+                (loss / accumulate).backward()
+            total += loss.detach().float() / accumulate
+            for name, value in metrics.items():
+                self._averages.add(f"{learner.role}/{name}", value)
+        return total
+
+    def _apply(self, learner: Learner, step: int, loss: torch.Tensor) -> None:
+        """Step the learner, or skip the update if its loss or gradient is not finite (the same in all processes)."""
+        norm = learner.clip()
+        if bool(loss.isfinite() & norm.isfinite()):
+            learner.step(step, self.stage.learning_rate_scale(step))
+            learner.skipped = 0
+            self._averages.add(f"{learner.role}/loss", loss)
+            self._averages.add(f"{learner.role}/grad_norm", norm)
+            return
+        learner.skipped += 1
+        self._skipped += 1
+        if learner.skipped >= self.settings.nonfinite_limit:
+            names = learner.nonfinite_gradients()
+            where = f"first in the gradient of {names[0]}" if names else "in the loss alone"
+            raise ValueError(
+                f"{learner.role} met {learner.skipped} non-finite updates in a row up to step {step} "
+                f"(loss {float(loss):.4g}; {where}); lower its learning rate or set train.clip_norm. "
+                f"The last checkpoint is of step {max(self.checkpoints.steps(), default=0)}"
+            )
+
+    def _after_step(self, progress: StepProgress) -> None:
+        """Log, sample and save when it is time."""
+        train, step = self.settings, self.step
+        is_last = step == train.steps
+        if step % train.log_every == 0 or is_last:
+            self._write_row(progress)
+        if train.sample_every and (step % train.sample_every == 0 or is_last):
+            self._show_samples()
+        minutes = (time.monotonic() - self._saved_at) / 60
+        by_time = train.save_minutes is not None and minutes >= train.save_minutes
+        if by_time or (train.save_every and step % train.save_every == 0) or is_last:
+            self._save()
+
+    def _write_row(self, progress: StepProgress) -> None:
+        """Average the numbers of the last steps over all processes and record them."""
+        steps = max(1, self.step - self._logged_step)
+        now = time.monotonic()
+        times = {f"time/{name}": seconds / steps for name, seconds in self.stage.clock.take().items()}
+        gathered = gather((self._averages.take(), time.process_time() - self._cpu_started), self.world)
+        if self._log is not None:
+            means = Averages()
+            for metrics, _ in gathered:
+                for name, value in metrics.items():
+                    means.add(name, value)
+            values = means.take()
+            self._cpu = self._cpu_before + sum(cpu for _, cpu in gathered)
+            speed = steps / (now - self._logged_at)
+            rates = {f"{role}/lr": learner.lr for role, learner in self.learners.items()}
+            row = {"wall": self._wall(), "cpu": self._cpu, "steps_per_second": speed, **rates, **values, **times}
+            self._log.row(self.step, row | ({"skipped": self._skipped} if self._skipped else {}))
+            losses = [f"{name.removesuffix('/loss')} {values[name]:.4g}" for name in values if name.endswith("/loss")]
+            skipped = f"  skipped {self._skipped}" if self._skipped else ""
+            lr = next(iter(rates.values()))
+            progress.note(self.step, f"loss {', '.join(losses) or 'n/a'}  lr {lr:.2g}  {speed:.3g} it/s{skipped}")
+        self._logged_at, self._logged_step = now, self.step
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    def _show_samples(self) -> None:
+        if self._log is None:
+            return
+        with self.stage.clock("samples"), averaged_weights(self.learners.values()), self._autocast():
+            self._log.samples(self.step, self.stage.samples(self.step))
+            metrics = self.stage.metrics(self.step)
+        if metrics:
+            self._log.row(self.step, {f"validation/{name}": float(value) for name, value in metrics.items()})
+
+    def _save(self) -> None:
+        """Write a checkpoint, from the first process; all hold the same state."""
+        if self.world.is_first and self._saved_step != self.step:
+            state = {
+                "step": self.step,
+                "settings": self._settings_dump(),
+                "learners": {role: learner.state_dict() for role, learner in self.learners.items()},
+                "skipped": self._skipped,
+                "wall": self._wall(),
+                "cpu": self._cpu_before + (time.process_time() - self._cpu_started) * self.world.size,
+            }
+            with self.stage.clock("save"):
+                self.checkpoints.save(self.step, state)
+        self._saved_at, self._saved_step = time.monotonic(), self.step
+
+    def _resume(self) -> None:
+        """Load the newest whole checkpoint into every process, or start with the first one's weights."""
+        found = self.checkpoints.newest() if self.world.is_first else None
+        path = from_first(None if found is None else found[0], self.world)
+        if path is None:
+            broadcast_weights((learner.network for learner in self.learners.values()), self.world)
+            return
+        state = found[1] if found is not None else self.checkpoints.load(path)
+        check_same_settings(state["settings"], self._settings_dump(), HARMLESS, self.out)
+        for role, learner in self.learners.items():
+            learner.load_state_dict(state["learners"][role])
+        self.step, self._skipped = state["step"], state["skipped"]
+        self._wall_before, self._cpu_before = state["wall"], state["cpu"]
+
+    def _finish(self) -> None:
+        """Export the averaged weights to final/, whole or not at all."""
+        if self.world.is_first:
+            temporary, final = self.out / ".final.tmp", self.out / "final"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            with averaged_weights(self.learners.values()):
+                self.stage.export(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            (self.out / "finished.json").write_text(json.dumps({"steps": self.step}), encoding="utf-8")
+            self._say(f"finished {self.step} steps in {duration(self._wall())}; weights in {final}")
+
+    def _is_finished(self) -> bool:
+        """Whether the export in final/ is of the last step; an earlier, shorter run may have left one too."""
+        record = self.out / "finished.json"
+        finished_steps = json.loads(record.read_text(encoding="utf-8"))["steps"] if record.is_file() else -1
+        return self.step >= self.settings.steps and finished_steps == self.step
+
+    def _settings_dump(self) -> dict[str, Any]:
+        return self.stage.settings.model_dump(mode="json")
+
+    def _wall(self) -> float:
+        return self._wall_before + time.monotonic() - self._started
+
+    def _say(self, text: str) -> None:
+        if self.world.is_first:
+            console().print(text, markup=False, soft_wrap=True)
+
+    def _check_roles(self, roles: set[str]) -> None:
+        for place, named in (("optimizers", set(self.settings.optimizers)), ("ema", set(self.settings.ema))):
+            for role in sorted(named - roles):
+                raise ValueError(f"train.{place}: {unknown('role', role, sorted(roles))}")
+        for role in sorted(roles - set(self.settings.optimizers)):
+            raise ValueError(f"train.optimizers has no entry for role '{role}' of stage '{self.stage.settings.stage}'")
