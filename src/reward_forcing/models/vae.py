@@ -64,7 +64,8 @@ class StreamingVAE:
     ) -> Self:
         """The VAE in a diffusers `vae/` folder, frozen and laid out for speed, in `dtype` or the fastest one."""
         vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype or fastest_dtype(device))
-        return cls(channels_last(vae.eval().requires_grad_(False)).to(device=device))
+        nn.Module.to(vae, device)
+        return cls(channels_last(vae.eval().requires_grad_(False)))
 
     @torch.no_grad()
     def encode(self, frames: Tensor, state: VAEState | None = None) -> tuple[Tensor, VAEState]:

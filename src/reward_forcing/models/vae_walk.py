@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
     AutoencoderKLWan,
-    WanAttentionBlock,
     WanCausalConv3d,
     WanMidBlock,
     WanResample,
@@ -92,8 +91,6 @@ def _down_block(block: nn.Module, x: Tensor, tape: Tape) -> Tensor:
     match block:
         case WanResidualBlock():
             return _residual_block(block, x, tape)
-        case WanAttentionBlock():
-            return block(x)
         case WanResample():
             return _downsample(block, x, tape)
         case WanResidualDownBlock():
