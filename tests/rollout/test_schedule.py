@@ -1,0 +1,59 @@
+"""Schedules as data."""
+
+from itertools import islice
+
+import pytest
+
+from reward_forcing.flow import warp_denoising_steps
+from reward_forcing.rollout.schedule import Pass, chunkwise, format_timetable, timetable
+
+
+def test_chunkwise_finishes_a_chunk_before_it_begins_the_next():
+    assert list(islice(chunkwise((1.0, 0.5)), 4)) == [
+        Pass((0,), (1.0,), (0.5,)),
+        Pass((0,), (0.5,), (None,)),
+        Pass((1,), (1.0,), (0.5,)),
+        Pass((1,), (0.5,), (None,)),
+    ]
+
+
+def test_only_the_last_pass_of_chosen_chunks_is_trained():
+    passes = list(islice(chunkwise((1.0, 0.5), grad_from=1), 6))
+    assert [(step.chunks[0], step.sigma[0]) for step in passes if step.grad] == [(1, 0.5), (2, 0.5)]
+
+
+@pytest.mark.parametrize("sigmas", [(), (1.0, 1.0), (0.5, 0.9), (1.0, 0.0), (1.5, 0.5), (1.0, -0.5)])
+def test_sigmas_that_do_not_decrease_are_rejected_at_once(sigmas):
+    with pytest.raises(ValueError, match="sigmas must decrease strictly"):
+        chunkwise(sigmas)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((), (), ()), "one sigma and one sigma_next for each"),
+        (((0, 1), (1.0,), (0.5,)), "one sigma and one sigma_next for each"),
+        (((0, 2), (0.5, 1.0), (None, 0.5)), "consecutive chunks"),
+        (((1, 0), (0.5, 1.0), (None, 0.5)), "consecutive chunks"),
+        (((0, 1), (0.5, 1.0), (None, None)), "only the oldest chunk"),
+    ],
+)
+def test_passes_that_make_no_sense_are_rejected(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Pass(*arguments)
+
+
+def test_timetable_shows_the_timesteps_of_every_chunk():
+    rows = timetable(chunkwise(warp_denoising_steps((1000, 500), shift=5.0)), passes=4)
+    rounded = [[None if step is None else round(step, 1) for step in row] for row in rows]
+    assert rounded == [[1000.0, 833.3, None, None], [None, None, 1000.0, 833.3]]
+    assert timetable([], passes=4) == []
+
+
+def test_timetable_prints_a_line_for_each_chunk():
+    text = format_timetable(timetable(chunkwise((1.0, 0.625)), passes=3))
+    assert [line.split() for line in text.splitlines()] == [
+        ["chunk", "pass", "0", "pass", "1", "pass", "2"],
+        ["0", "1000.0", "625.0", "."],
+        ["1", ".", ".", "1000.0"],
+    ]
