@@ -27,7 +27,10 @@ class Denoiser:
         x0 = x - sigma velocity in float32, whatever the network computes in. `past`, `pattern`, `want_kv`: as in
         `WanDiT.forward`.
         """
-        sigma = sigma.float().expand(x.shape[:2])
+        batch, frames = x.shape[:2]
+        if sigma.shape not in ((frames,), (batch, frames)):
+            raise ValueError(f"sigma must be [{frames}] or [{batch}, {frames}], got {list(sigma.shape)}")
+        sigma = sigma.float().expand(batch, frames)
         velocity, kv = self.network(x, TIMESTEPS * sigma, text, past=past, pattern=pattern, want_kv=want_kv)
         velocity = velocity.float()
         return Prediction(velocity_to_x0(x.float(), velocity, sigma), velocity, kv)

@@ -30,6 +30,7 @@ class PatchEmbedding(nn.Conv3d):
         super().__init__(channels, width, kernel_size=patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Tokens [B, F, S, E], rows first, of latents [B, F, C, h, w] in any dtype."""
         rows, columns = self.kernel_size[1:]
         patches = x.unflatten(4, (-1, columns)).unflatten(3, (-1, rows))  # [B, F, C, y, rows, x, columns]
         patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)  # [B, F, S, C rows columns]
@@ -45,6 +46,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalised x [..., E], in the dtype of x."""
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return ((wide * scale).to(x.dtype) * self.weight).to(x.dtype)
@@ -87,6 +89,7 @@ class ProjectedGELU(nn.Module):
         self.proj = nn.Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Activations [..., hidden] of x [..., E]."""
         return gelu(self.proj(x), approximate="tanh")
 
 
@@ -98,6 +101,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(ProjectedGELU(width, hidden), nn.Identity(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Update [..., E] of x [..., E]."""
         return self.net(x)
 
 
@@ -111,6 +115,7 @@ class EmbeddingMLP(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Embedding [..., E] of x [..., inputs]."""
         return self.linear_2(self.activation(self.linear_1(x.to(self.linear_1.weight.dtype))))
 
 
@@ -118,6 +123,7 @@ class AffineNorm(nn.LayerNorm):
     """Layer norm with weight and bias, computed in the parameters' dtype and returned in the dtype of the input."""
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Normalised x [..., E], in the dtype of x."""
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
