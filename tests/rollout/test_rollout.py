@@ -1,0 +1,316 @@
+"""The loop, seen through an analytic denoiser that records what it is asked."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count, islice
+
+import pytest
+import torch
+from torch import Tensor
+
+from reward_forcing.flow import add_noise
+from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
+from reward_forcing.rollout.noise import SeededNoise
+from reward_forcing.rollout.rollout import Chunk, Rollout
+from reward_forcing.rollout.schedule import Pass, chunkwise
+from reward_forcing.rollout.sinks import EmaSink, NoSink
+from rollout.toy import SHAPE, SIGMAS, ToyDenoiser, toy_text
+
+SETTINGS = CacheSettings(window_frames=6, chunk_frames=2, sink=EmaSink(frames=2, alpha=0.5))
+NOISE = SeededNoise((1,))
+
+
+def make(denoiser: ToyDenoiser | None = None, **changes) -> Rollout:
+    arguments = {
+        "schedule": chunkwise(SIGMAS),
+        "cache": KVCache.empty(SETTINGS),
+        "noise": NOISE,
+        "text": toy_text(),
+        "shape": SHAPE,
+    }
+    return Rollout(denoiser or ToyDenoiser(), **(arguments | changes))
+
+
+def take(rollout: Rollout, chunks: int) -> list[Tensor]:
+    return [chunk.latents for chunk in islice(rollout, chunks)]
+
+
+def assert_same(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+    assert len(first) == len(second) > 0
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def rolling(sigmas: tuple[float, ...]) -> Iterator[Pass]:
+    """Rolling Forcing's schedule: in pass w, chunk b is at step w - b."""
+    after = (*sigmas[1:], None)
+    for index in count():
+        chunks = tuple(range(max(0, index - len(sigmas) + 1), index + 1))
+        steps = [index - chunk for chunk in chunks]
+        yield Pass(chunks, tuple(sigmas[step] for step in steps), tuple(after[step] for step in steps))
+
+
+def test_chunks_are_numbered_and_placed():
+    chunks = list(islice(make(), 3))
+    assert [(chunk.index, chunk.start, tuple(chunk.latents.shape)) for chunk in chunks] == [
+        (0, 0, (1, 2, *SHAPE)),
+        (1, 2, (1, 2, *SHAPE)),
+        (2, 4, (1, 2, *SHAPE)),
+    ]
+
+
+def test_passes_run_in_the_schedules_order_and_each_chunk_ends_with_a_clean_pass():
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser)
+    take(rollout, 2)
+    asked = [(call.sigma, call.want_kv) for call in denoiser.calls]
+    noisy = [([pytest.approx(sigma)] * 2, False) for sigma in SIGMAS]
+    assert asked == [*noisy, ([0.0, 0.0], True), *noisy]
+
+
+def test_a_chunk_is_re_noised_with_a_fresh_draw_after_every_pass_but_its_last():
+    denoiser = ToyDenoiser()
+    chunk = next(make(denoiser))
+    x = NOISE(0, 0, (2, *SHAPE))
+    for step, call in enumerate(denoiser.calls):
+        torch.testing.assert_close(call.x, x)
+        x0 = 0.5 * (1 - SIGMAS[step] / 2) * x
+        if step + 1 < len(SIGMAS):
+            x = add_noise(x0, NOISE(0, step + 1, (2, *SHAPE)), SIGMAS[step + 1])
+    torch.testing.assert_close(chunk.latents, x0)
+
+
+def test_the_last_chunks_clean_pass_waits_until_it_is_needed():
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser)
+    next(rollout)
+    assert not any(call.want_kv for call in denoiser.calls)
+    assert rollout.cache.committed == 2
+    assert [call.want_kv for call in denoiser.calls].count(True) == 1
+    assert rollout.cache.committed == 2
+    assert [call.want_kv for call in denoiser.calls].count(True) == 1
+
+
+def test_reading_the_cache_between_chunks_changes_nothing():
+    rollout = make()
+    read = []
+    for chunk in islice(rollout, 4):
+        read.append(chunk.latents)
+        assert rollout.cache.committed == chunk.start + 2
+    assert_same(read, take(make(), 4))
+
+
+def test_new_text_counts_from_the_next_chunk_and_the_clean_pass_keeps_the_old():
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser, text=toy_text(0.25))
+    next(rollout)
+    rollout.text = toy_text(0.75)
+    next(rollout)
+    assert [call.text for call in denoiser.calls] == [0.25] * 4 + [0.75] * 3
+
+
+def test_a_replaced_cache_stands_for_all_chunks_so_far():
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser)
+    next(rollout)
+    rollout.cache = KVCache.empty(SETTINGS)
+    chunk = next(rollout)
+    assert not any(call.want_kv for call in denoiser.calls)
+    assert denoiser.calls[-1].past is None
+    assert (chunk.index, chunk.start) == (1, 2)
+
+
+def test_a_cache_for_chunks_of_another_size_is_rejected():
+    rollout = make()
+    with pytest.raises(ValueError, match="chunks have 2 frames, the new cache expects chunks of 3"):
+        rollout.cache = KVCache.empty(CacheSettings(chunk_frames=3))
+
+
+@pytest.mark.parametrize("schedule", [chunkwise, rolling])
+@pytest.mark.parametrize("when", [0, 1, 4])
+def test_a_resumed_state_continues_as_if_nothing_had_happened(schedule, when):
+    cache = KVCache.empty(CacheSettings(window_frames=8, chunk_frames=2, sink=EmaSink(frames=2, alpha=0.5)))
+    whole = take(make(schedule=schedule(SIGMAS), cache=cache), 7)
+    first = make(schedule=schedule(SIGMAS), cache=cache)
+    take(first, when)
+    state = first.state
+    take(first, 2)
+    again = make(cache=cache)
+    again.resume(state, schedule(SIGMAS))
+    first.resume(state, schedule(SIGMAS))
+    assert_same(take(again, 7 - when), whole[when:])
+    assert_same(take(first, 7 - when), whole[when:])
+
+
+def test_a_branch_with_other_sigmas_begins_at_the_saved_chunk():
+    rollout = make()
+    take(rollout, 2)
+    rollout.resume(rollout.state, chunkwise((1.0, 0.3)))
+    assert next(rollout).index == 2
+
+
+def test_priming_equals_having_generated_the_latents():
+    source = make()
+    chunks = list(islice(source, 3))
+    latents = torch.cat([chunk.latents for chunk in chunks], dim=1)
+    primed = make()
+    primed.prime(latents)
+    assert primed.cache.committed == 6
+    following = next(primed)
+    assert (following.index, following.start) == (3, 6)
+    assert_same([following.latents], take(source, 1))
+
+
+def test_priming_puts_the_remainder_first():
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser)
+    rollout.prime(torch.randn(1, 5, *SHAPE))
+    assert [len(call.sigma) for call in denoiser.calls] == [1, 2, 2]
+    chunk = next(rollout)
+    assert (chunk.index, chunk.start) == (3, 5)
+
+
+def test_priming_between_chunks_continues_the_numbers():
+    rollout = make()
+    take(rollout, 2)
+    rollout.prime(torch.randn(1, 2, *SHAPE))
+    chunk = next(rollout)
+    assert (chunk.index, chunk.start, rollout.cache.committed) == (3, 6, 8)
+
+
+@pytest.mark.parametrize("size", [(1, 2, 4, 4, 4), (1, 0, *SHAPE), (2, *SHAPE)])
+def test_priming_with_latents_of_another_size_is_rejected(size):
+    with pytest.raises(ValueError, match="expected latents"):
+        make().prime(torch.zeros(size))
+
+
+def test_priming_is_rejected_while_chunks_are_in_flight():
+    rollout = make(schedule=rolling(SIGMAS), cache=KVCache.empty(replace_settings(window_frames=8)))
+    next(rollout)
+    with pytest.raises(ValueError, match="2 chunks are in flight"):
+        rollout.prime(torch.zeros(1, 2, *SHAPE))
+
+
+def replace_settings(**changes) -> CacheSettings:
+    return CacheSettings.model_validate(SETTINGS.model_dump() | changes)
+
+
+def test_a_joint_schedule_denoises_every_chunk_through_all_sigmas():
+    denoiser = ToyDenoiser()
+    chunks = list(
+        islice(make(denoiser, schedule=rolling(SIGMAS), cache=KVCache.empty(replace_settings(window_frames=8))), 3)
+    )
+    noisy = [call for call in denoiser.calls if not call.want_kv]
+    levels = [[round(sigma, 3) for sigma in call.sigma[::2]] for call in noisy]
+    assert levels == [[1.0], [0.9, 1.0], [0.6, 0.9, 1.0], [0.6, 0.9, 1.0], [0.6, 0.9, 1.0]]
+    assert [chunk.index for chunk in chunks] == [0, 1, 2]
+    torch.testing.assert_close(noisy[1].x[:, 2:], NOISE(1, 0, (2, *SHAPE)))
+    entered = noisy[3].past
+    assert entered is not None
+    assert entered.key_positions.tolist() == [0, 1]
+
+
+def test_a_pass_that_skips_an_unfinished_chunk_is_caught():
+    with pytest.raises(AssertionError, match="should begin with chunk 0"):
+        next(make(schedule=[Pass((1,), (1.0,), (None,))]))
+
+
+def test_a_finite_schedule_ends_the_rollout():
+    assert len(list(make(schedule=islice(chunkwise(SIGMAS), 2 * len(SIGMAS))))) == 2
+
+
+def test_context_noise_is_a_draw_of_its_own_and_is_told_to_the_network():
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser, context_noise=0.1)
+    chunk = next(rollout)
+    assert rollout.cache.committed == 2
+    call = denoiser.calls[-1]
+    assert call.sigma == [pytest.approx(0.1)] * 2
+    torch.testing.assert_close(call.x, add_noise(chunk.latents, NOISE(0, len(SIGMAS), (2, *SHAPE)), 0.1))
+
+
+def test_the_network_computes_in_its_dtype_and_chunks_are_float32():
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser, dtype=torch.bfloat16)
+    chunks = list(islice(rollout, 4))
+    assert {call.x.dtype for call in denoiser.calls} == {torch.bfloat16}
+    assert {chunk.latents.dtype for chunk in chunks} == {torch.float32}
+
+
+def test_gradients_flow_only_where_schedule_and_surroundings_allow_them():
+    def flags(denoiser: ToyDenoiser) -> list[bool]:
+        return [call.grad for call in denoiser.calls]
+
+    trained, inference, surrounded = ToyDenoiser(), ToyDenoiser(), ToyDenoiser()
+    take(make(trained, schedule=chunkwise(SIGMAS, grad_from=0)), 2)
+    take(make(inference), 2)
+    with torch.no_grad():
+        take(make(surrounded, schedule=chunkwise(SIGMAS, grad_from=0)), 2)
+    assert flags(trained) == [False, False, True, False, False, False, True]
+    assert not any(flags(inference))
+    assert not any(flags(surrounded))
+
+
+@pytest.mark.parametrize(("kv_grad", "reaches"), [("none", False), ("clean", True)])
+def test_the_cache_carries_gradients_only_when_asked(kv_grad, reaches):
+    gain = torch.tensor(0.5, requires_grad=True)
+
+    def chunks(context_gain: Tensor) -> list[Chunk]:
+        return list(
+            islice(make(Split(gain, context_gain), schedule=chunkwise(SIGMAS, grad_from=0), kv_grad=kv_grad), 5)
+        )
+
+    context_gain = torch.tensor(0.5, requires_grad=True)
+    chunks(context_gain)[-1].latents.sum().backward()
+    assert gain.grad is not None
+    assert (context_gain.grad is not None and context_gain.grad.abs() > 1e-6) == reaches
+
+
+class Split(ToyDenoiser):
+    """A toy whose clean pass has a gain of its own, so that gradients through the cache can be told apart."""
+
+    def __init__(self, gain: Tensor, context_gain: Tensor) -> None:
+        super().__init__(gain)
+        self.gains = (gain, context_gain)
+
+    def __call__(self, *arguments, want_kv: bool = False):
+        self.gain = self.gains[want_kv]
+        return super().__call__(*arguments, want_kv=want_kv)
+
+
+def test_noise_of_another_shape_or_batch_is_rejected():
+    with pytest.raises(ValueError, match=r"noise for chunk 0 must be \[B, \(2, 4, 4, 6\)\]"):
+        next(make(noise=lambda chunk, draw, shape: torch.zeros(1, 1, *SHAPE)))
+    rollout = make(noise=SeededNoise((1, 2)))
+    rollout.prime(torch.zeros(1, 2, *SHAPE))
+    with pytest.raises(ValueError, match="the noise has 2 samples, the cache holds 1"):
+        next(rollout)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": (4, 4)}, r"shape must be \(channels, rows, columns\)"),
+        ({"context_noise": 1.0}, "context_noise is a sigma in"),
+        ({"kv_grad": "stale"}, "kv_grad must be 'none' or 'clean'"),
+    ],
+)
+def test_impossible_arguments_are_rejected(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_a_window_of_one_chunk_forgets_everything():
+    settings = CacheSettings(window_frames=2, chunk_frames=2, sink=NoSink())
+    denoiser = ToyDenoiser()
+    take(make(denoiser, cache=KVCache.empty(settings)), 3)
+    assert all(call.past is None for call in denoiser.calls)
+
+
+def test_a_state_is_a_value_that_later_chunks_leave_alone():
+    rollout = make()
+    take(rollout, 2)
+    state = rollout.state
+    kept = replace(state)
+    take(rollout, 2)
+    assert state == kept
+    assert state.index == 2
