@@ -1,0 +1,61 @@
+"""Patterns as data: their execution equals a dense mask, and malformed ones are refused."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+
+from reward_forcing.models.attention import AttentionPattern, attend_pattern
+from reward_forcing.models.masks import block_causal, teacher_forcing
+
+small = st.integers(1, 4)
+patterns = st.one_of(
+    st.builds(lambda frames, chunk, extra: block_causal(frames, chunk, chunk + extra), st.integers(1, 9), small, small),
+    st.builds(block_causal, st.integers(1, 9), small, st.none(), small),
+    st.builds(teacher_forcing, st.integers(1, 6), small),
+)
+
+
+@given(pattern=patterns, tokens=small)
+def test_a_pattern_computes_what_its_dense_mask_computes(pattern, tokens):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, pattern.frames, tokens, 2, 4, generator=generator)
+    flat = (tensor.flatten(1, 2).transpose(1, 2) for tensor in (query, key, value))
+    expected = scaled_dot_product_attention(*flat, attn_mask=pattern.dense(tokens)).transpose(1, 2)
+    out = attend_pattern(query, key, value, pattern)
+    torch.testing.assert_close(out.flatten(1, 2), expected, atol=1e-6, rtol=1e-5)
+
+
+@given(frames=st.integers(1, 12), chunk=small, window=st.integers(4, 8))
+def test_a_window_only_hides_frames_that_are_too_old(frames, chunk, window):
+    full, local = block_causal(frames, chunk).dense(), block_causal(frames, chunk, window).dense()
+    for query in range(frames):
+        end = min((query // chunk + 1) * chunk, frames)
+        assert local[query].nonzero().flatten().tolist() == list(range(max(0, end - window), end))
+        assert full[query].sum() == end
+
+
+@given(frames=st.integers(1, 9), chunk=small)
+def test_teacher_forcing_shows_a_noisy_chunk_itself_and_the_clean_frames_before(frames, chunk):
+    pattern = teacher_forcing(frames, chunk)
+    clean, noisy = pattern.dense().split(frames)
+    assert pattern.positions == (*range(frames), *range(frames))
+    assert torch.equal(clean[:, :frames], block_causal(frames, chunk).dense())
+    assert not clean[:, frames:].any()
+    own = torch.arange(frames) // chunk
+    assert torch.equal(noisy[:, frames:], own[:, None] == own[None])
+    assert torch.equal(noisy[:, :frames], own[:, None] > own[None])
+
+
+def test_impossible_patterns_are_refused():
+    with pytest.raises(ValueError, match="window must hold at least one chunk of 3 frames, got 2"):
+        block_causal(9, 3, window=2)
+    with pytest.raises(ValueError, match="at least 1"):
+        teacher_forcing(0, 3)
+    with pytest.raises(ValueError, match="from frame 0"):
+        AttentionPattern((((1, 2), ((0, 2),)),), (0, 1))
+    with pytest.raises(ValueError, match=r"within \(0, 2\)"):
+        AttentionPattern((((0, 2), ((0, 3),)),), (0, 1))
+    with pytest.raises(ValueError, match="3 positions given for 2 query frames"):
+        AttentionPattern((((0, 2), ((0, 2),)),), (0, 1, 2))

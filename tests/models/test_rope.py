@@ -1,0 +1,42 @@
+"""RoPE: the split of the head, agreement with complex numbers, and accuracy at any position."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reward_forcing.models.rope import axis_widths, rotate, rotation
+
+
+@pytest.mark.parametrize(("head_dim", "widths"), [(128, (44, 42, 42)), (32, (12, 10, 10)), (40, (16, 12, 12))])
+def test_heads_are_split_as_in_wan(head_dim, widths):
+    assert axis_widths(head_dim) == widths
+
+
+@given(
+    head_dim=st.sampled_from([2, 4, 6, 10, 16, 32]),
+    position=st.integers(-10, 100_000),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+)
+def test_rotation_is_a_product_of_complex_numbers_at_any_position(head_dim, position, grid):
+    x = torch.randn(1, grid[0] * grid[1], 2, head_dim, generator=torch.Generator().manual_seed(0))
+    out = rotate(x, rotation(torch.tensor([position]), grid, head_dim))
+    for token in range(grid[0] * grid[1]):
+        where = (position, token // grid[1], token % grid[1])
+        angles = [
+            place * 10000.0 ** (-2 * pair / width)
+            for place, width in zip(where, axis_widths(head_dim), strict=True)
+            for pair in range(width // 2)
+        ]
+        turn = torch.polar(torch.ones(len(angles), dtype=torch.float64), torch.tensor(angles, dtype=torch.float64))
+        expected = torch.view_as_complex(x[0, token].double().unflatten(-1, (-1, 2))) * turn
+        actual = torch.view_as_complex(out[0, token].double().unflatten(-1, (-1, 2)))
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_rotation_keeps_dtype_and_leading_axes():
+    x = torch.randn(5, 2, 3, 4, 2, 16).bfloat16()
+    out = rotate(x, rotation(torch.tensor([4, 9, 2]), (2, 2), 16))
+    assert out.dtype == torch.bfloat16
+    assert out.shape == x.shape
+    torch.testing.assert_close(out.float().norm(dim=-1), x.float().norm(dim=-1), atol=0.05, rtol=0.01)
