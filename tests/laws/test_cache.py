@@ -1,0 +1,131 @@
+"""Laws of the cache, for any chunk, window, sink and number of commits."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reward_forcing.models.attention import KV
+from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
+from reward_forcing.rollout.sinks import EmaSink, NoSink, StaticSink
+
+FRAMES = 2
+sinks = st.one_of(
+    st.just(NoSink()),
+    st.builds(StaticSink, frames=st.integers(1, 5)),
+    st.builds(EmaSink, frames=st.integers(1, 5), alpha=st.floats(0.0, 1.0)),
+)
+
+
+@st.composite
+def settings(draw, sinks=sinks) -> CacheSettings:
+    sink, chunk = draw(sinks), draw(st.integers(1, 4))
+    window = draw(st.one_of(st.none(), st.integers(0, 6)))
+    return CacheSettings(
+        window_frames=None if window is None else sink.frames + chunk + window,
+        chunk_frames=chunk,
+        sink=sink,
+        positions=draw(st.sampled_from(["relative", "absolute"])),
+    )
+
+
+def history(frames: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(frames)
+    return torch.randn(2, 2, 2, frames, 2, 1, 3, generator=generator).unbind(0)
+
+
+def committed(chosen: CacheSettings, keys: Tensor, values: Tensor, pieces: list[int]) -> KVCache:
+    cache = KVCache.empty(chosen)
+    for key, value in zip(keys.split(pieces, dim=FRAMES), values.split(pieces, dim=FRAMES), strict=True):
+        cache = cache.commit(KV(key, value))
+    return cache
+
+
+def closed_form(first: Tensor, evicted: Tensor, sink: EmaSink) -> Tensor:
+    """alpha^n S_0 + (1 - alpha) sum over m < n of alpha^(n - 1 - m) E_m for every sink frame, in float64."""
+    out = []
+    for slot in range(sink.frames):
+        mine = evicted[:, :, slot :: sink.frames].double()
+        n = mine.shape[FRAMES]
+        weights = (1 - sink.alpha) * sink.alpha ** torch.arange(n - 1, -1, -1, dtype=torch.float64)
+        out.append(sink.alpha**n * first[:, :, slot].double() + (mine * weights.view(-1, 1, 1, 1)).sum(dim=FRAMES))
+    return torch.stack(out, dim=FRAMES)
+
+
+@given(settings(sinks=st.builds(EmaSink, frames=st.integers(1, 5), alpha=st.floats(0.0, 1.0))), st.integers(4, 12))
+def test_ema_sink_is_its_closed_form(chosen, chunks):
+    assert isinstance(chosen.sink, EmaSink)
+    frames = chunks * chosen.chunk_frames
+    keys, values = history(max(frames, chosen.sink.frames))
+    pieces = [chosen.chunk_frames] * (keys.shape[FRAMES] // chosen.chunk_frames)
+    pieces += [keys.shape[FRAMES] - sum(pieces)] * (keys.shape[FRAMES] > sum(pieces))
+    cache = committed(chosen, keys, values, pieces)
+    assert cache.sink is not None
+    for stored, every in ((cache.sink.keys, keys), (cache.sink.values, values)):
+        first, evicted = every[:, :, : chosen.sink.frames], every[:, :, chosen.sink.frames :][:, :, : cache.evicted]
+        torch.testing.assert_close(stored.double(), closed_form(first, evicted, chosen.sink), rtol=1e-5, atol=1e-5)
+
+
+@given(settings(), st.lists(st.integers(1, 5), min_size=1, max_size=8))
+def test_what_is_shown_fits_the_window_and_ends_with_the_newest_frames(chosen, pieces):
+    keys, values = history(sum(pieces))
+    cache = committed(chosen, keys, values, pieces)
+    filled = min(sum(pieces), chosen.sink.frames)
+    room = chosen.local_frames(chosen.chunk_frames)
+    local = sum(pieces) - filled if room is None else min(sum(pieces) - filled, room)
+    assert cache.committed == sum(pieces)
+    assert (cache.sink_frames, cache.frames, cache.evicted) == (filled, filled + local, sum(pieces) - filled - local)
+    past = cache.past(chosen.chunk_frames)
+    if filled + local == 0:
+        assert past is None
+        return
+    assert past is not None
+    for shown, every in ((past.keys, keys), (past.values, values)):
+        assert shown.shape[FRAMES] == filled + local
+        assert torch.equal(shown[:, :, filled:], every[:, :, every.shape[FRAMES] - local :])
+    if isinstance(chosen.sink, StaticSink):
+        assert torch.equal(past.keys[:, :, :filled], keys[:, :, :filled])
+
+
+@given(settings(), st.lists(st.integers(1, 5), min_size=1, max_size=8))
+def test_positions_increase_and_end_with_the_query(chosen, pieces):
+    past = committed(chosen, *history(sum(pieces)), pieces).past(chosen.chunk_frames)
+    if past is None:
+        return
+    positions = torch.cat([past.key_positions, past.query_positions]).tolist()
+    assert len(past.key_positions) == past.keys.shape[FRAMES]
+    assert len(past.query_positions) == chosen.chunk_frames
+    if chosen.positions == "relative":
+        assert positions == list(range(len(positions)))
+    else:
+        assert positions == sorted(set(positions))
+        assert past.query_positions.tolist() == list(range(sum(pieces), sum(pieces) + chosen.chunk_frames))
+
+
+@given(settings(), st.integers(2, 6))
+def test_committing_chunks_together_or_apart_shows_the_same(chosen, chunks):
+    keys, values = history(chunks * chosen.chunk_frames)
+    apart = committed(chosen, keys, values, [chosen.chunk_frames] * chunks)
+    together = committed(chosen, keys, values, [chunks * chosen.chunk_frames])
+    assert apart.context is not None
+    assert together.context is not None
+    torch.testing.assert_close(apart.context.keys, together.context.keys, rtol=0, atol=0)
+    torch.testing.assert_close(apart.context.values, together.context.values, rtol=0, atol=0)
+    assert apart.evicted == together.evicted
+
+
+@given(settings())
+def test_memory_stops_growing_once_the_window_is_full(chosen):
+    if chosen.window_frames is None:
+        return
+    frame = 2 * 2 * 2 * 1 * 3 * 4
+    cache = KVCache.empty(chosen)
+    limit = (chosen.window_frames - chosen.chunk_frames) * frame
+    for _ in range(20):
+        cache = cache.commit(KV(*history(chosen.chunk_frames)))
+        assert cache.context is not None
+        assert cache.sink is not None
+        held = (cache.context.keys, cache.context.values)
+        assert all(tensor.untyped_storage().nbytes() <= limit for tensor in held)
+        sink = (cache.sink.keys, cache.sink.values)
+        assert all(tensor.untyped_storage().nbytes() == cache.sink_frames * frame for tensor in sink)

@@ -1,0 +1,211 @@
+"""Laws of the rollout with a real network: one loop for training and inference, endless and exact."""
+
+from dataclasses import dataclass, field
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rollout.toy import SHAPE, SIGMAS, ToyDenoiser, tiny_denoiser, tiny_text, tiny_wan, toy_text
+from torch import Tensor
+
+from reward_forcing.models.attention import KV, Prediction
+from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.masks import block_causal
+from reward_forcing.rollout import SINKS, CacheSettings, EmaSink, KVCache, NoSink, Rollout, SeededNoise, StaticSink
+from reward_forcing.rollout.schedule import chunkwise
+
+SMALL = CacheSettings(window_frames=6, chunk_frames=2, sink=EmaSink(frames=2, alpha=0.7))
+
+
+def roll(denoiser: Denoiser, cache: CacheSettings = SMALL, seeds: tuple[int, ...] = (3,), **options) -> Rollout:
+    schedule = options.pop("schedule", None) or chunkwise(SIGMAS)
+    text = tiny_text(denoiser.network, batch=len(seeds))
+    return Rollout(denoiser, schedule, KVCache.empty(cache), SeededNoise(seeds), text, SHAPE, **options)
+
+
+def video(rollout: Rollout, chunks: int) -> Tensor:
+    return torch.cat([chunk.latents for chunk in islice(rollout, chunks)], dim=1)
+
+
+@dataclass
+class Recorder:
+    """A denoiser that keeps its predictions."""
+
+    denoiser: Denoiser
+    predictions: list[Prediction] = field(default_factory=list)
+
+    def __call__(self, *arguments, **options) -> Prediction:
+        self.predictions.append(self.denoiser(*arguments, **options))
+        return self.predictions[-1]
+
+    def rotate(self, *arguments):
+        return self.denoiser.rotate(*arguments)
+
+
+@pytest.mark.parametrize("positions", ["absolute", "relative"])
+@pytest.mark.parametrize(("frames", "first"), [(8, None), (7, 1)])
+@pytest.mark.parametrize("window", [None, 6, 4])
+def test_cached_clean_passes_equal_the_masked_forward(positions, frames, first, window):
+    recorder = Recorder(tiny_denoiser())
+    network = recorder.denoiser.network
+    latents = torch.randn(1, frames, *SHAPE, generator=torch.Generator().manual_seed(0))
+    cache = CacheSettings(window_frames=window, chunk_frames=2, sink=NoSink(), positions=positions)
+    text = tiny_text(network)
+    rollout = Rollout(recorder, chunkwise(SIGMAS), KVCache.empty(cache), SeededNoise((0,)), text, SHAPE)
+    rollout.prime(latents)
+    pattern = block_causal(frames, chunk=2, window=window, first_chunk=first)
+    expected = recorder.denoiser(latents, torch.zeros(frames), text, want_kv=True, pattern=pattern)
+    cached = torch.cat([prediction.velocity for prediction in recorder.predictions], dim=1)
+    torch.testing.assert_close(cached, expected.velocity, rtol=1e-4, atol=1e-5)
+    kvs = [prediction.kv for prediction in recorder.predictions]
+    assert expected.kv is not None
+    for name in ("keys", "values"):
+        stored = torch.cat([getattr(kv, name) for kv in kvs], dim=2)
+        torch.testing.assert_close(stored, getattr(expected.kv, name), rtol=1e-4, atol=1e-5)
+
+
+def test_training_rollout_equals_inference_rollout():
+    denoiser = Denoiser(tiny_wan())
+    trained = video(roll(denoiser, schedule=chunkwise(SIGMAS, grad_from=0), kv_grad="clean"), 5)
+    inference = video(roll(denoiser), 5)
+    assert trained.requires_grad
+    assert not inference.requires_grad
+    torch.testing.assert_close(trained.detach(), inference, rtol=0, atol=1e-6)
+
+
+def test_endless_rollout_begins_with_the_finite_one():
+    denoiser = tiny_denoiser()
+    finite = torch.cat([c.latents for c in roll(denoiser, schedule=islice(chunkwise(SIGMAS), 4 * len(SIGMAS)))], dim=1)
+    assert torch.equal(video(roll(denoiser), 6)[:, :8], finite)
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    denoiser = tiny_denoiser()
+    batch = video(roll(denoiser, seeds=(7, 3, 8)), 5)
+    torch.testing.assert_close(batch[1:2], video(roll(denoiser, seeds=(3,)), 5), rtol=1e-4, atol=1e-5)
+    assert (batch[0] - batch[1]).abs().max() > 0.1
+
+
+def test_switching_to_the_same_prompt_changes_nothing():
+    denoiser = tiny_denoiser()
+    rollout = roll(denoiser)
+    before = video(rollout, 3)
+    rollout.text = tiny_text(denoiser.network)
+    assert torch.equal(torch.cat([before, video(rollout, 3)], dim=1), video(roll(denoiser), 6))
+
+
+def test_switching_to_another_prompt_changes_what_follows_only():
+    denoiser = tiny_denoiser()
+    rollout, plain = roll(denoiser), video(roll(denoiser), 4)
+    before = video(rollout, 2)
+    rollout.text = tiny_text(denoiser.network, seed=9)
+    assert torch.equal(before, plain[:, :4])
+    assert (next(rollout).latents - plain[:, 4:6]).abs().max() > 1e-3
+
+
+def test_ema_with_alpha_one_equals_the_static_sink():
+    denoiser = tiny_denoiser()
+    ema = SMALL.model_copy(update={"sink": EmaSink(frames=2, alpha=1.0)})
+    static = SMALL.model_copy(update={"sink": StaticSink(frames=2)})
+    assert torch.equal(video(roll(denoiser, ema), 6), video(roll(denoiser, static), 6))
+
+
+def test_relative_positions_equal_absolute_ones_until_something_is_evicted():
+    denoiser = tiny_denoiser()
+    cache = CacheSettings(window_frames=8, chunk_frames=2, sink=StaticSink(frames=2))
+    relative = video(roll(denoiser, cache), 6)
+    absolute = video(roll(denoiser, cache.model_copy(update={"positions": "absolute"})), 6)
+    torch.testing.assert_close(relative[:, :8], absolute[:, :8], rtol=1e-4, atol=1e-5)
+    assert (relative[:, 8:] - absolute[:, 8:]).abs().max() > 1e-4
+
+
+def test_without_a_sink_positions_do_not_matter():
+    denoiser = tiny_denoiser()
+    cache = CacheSettings(window_frames=6, chunk_frames=2, sink=NoSink())
+    absolute = cache.model_copy(update={"positions": "absolute"})
+    torch.testing.assert_close(
+        video(roll(denoiser, cache), 6), video(roll(denoiser, absolute), 6), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("window", [4, 6, 8])
+def test_the_sink_is_updated_once_per_chunk_after_the_window_is_full(window):
+    rollout = roll(tiny_denoiser(), SMALL.model_copy(update={"window_frames": window}))
+    for chunk in range(7):
+        assert rollout.cache.sink_updates == max(0, chunk + 1 - window // 2)  # what chunk number `chunk` will see
+        next(rollout)
+
+
+def test_memory_is_flat_over_five_hundred_chunks():
+    rollout = Rollout(ToyDenoiser(), chunkwise((1.0,)), KVCache.empty(SMALL), SeededNoise((0,)), toy_text(), SHAPE)
+    sizes = set()
+    for chunk in islice(rollout, 500):
+        rollout._denoiser.calls.clear()  # pyright: ignore[reportAttributeAccessIssue]
+        if chunk.index >= 3:
+            sizes.add(tuple(tensor.untyped_storage().nbytes() for tensor in held(rollout)))
+    frame = 4 * 4 * 6 * 4
+    assert sizes == {(4 * frame, 4 * frame, 2 * frame, 2 * frame, 2 * frame)}
+
+
+def held(rollout: Rollout) -> list[Tensor]:
+    """Every tensor that a rollout's state keeps alive."""
+    state = rollout.state
+    assert state.cache.context is not None
+    assert state.cache.sink is not None
+    assert state.pending is not None
+    assert not state.noisy
+    pairs: list[KV] = [state.cache.context, state.cache.sink]
+    return [tensor for kv in pairs for tensor in (kv.keys, kv.values)] + [state.pending.latents]
+
+
+@st.composite
+def geometries(draw) -> tuple[CacheSettings, tuple[float, ...], tuple[int, int, int]]:
+    name = draw(st.sampled_from(sorted(SINKS)))
+    sink = SINKS[name]() if name == "none" else SINKS[name](frames=draw(st.integers(1, 4)))
+    chunk = draw(st.integers(1, 4))
+    window = draw(st.one_of(st.none(), st.integers(0, 4)))
+    cache = CacheSettings(
+        window_frames=None if window is None else sink.frames + chunk + window,
+        chunk_frames=chunk,
+        sink=sink,
+        positions=draw(st.sampled_from(["relative", "absolute"])),
+    )
+    steps = draw(st.integers(1, 3))
+    grid = (4, 2 * draw(st.integers(1, 3)), 2 * draw(st.integers(1, 3)))
+    return cache, tuple(1.0 - step / steps for step in range(steps)), grid
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(geometries())
+def test_every_geometry_runs(geometry):
+    cache, sigmas, shape = geometry
+    denoiser = tiny_denoiser(layers=1)
+    text = tiny_text(denoiser.network, batch=2)
+    rollout = Rollout(denoiser, chunkwise(sigmas), KVCache.empty(cache), SeededNoise((0, 1)), text, shape)
+    out = video(rollout, 5)
+    assert out.shape == (2, 5 * cache.chunk_frames, *shape)
+    assert out.isfinite().all()
+    assert rollout.cache.committed == 5 * cache.chunk_frames
+
+
+def gradients(checkpointing: bool, cache: CacheSettings) -> dict[str, Tensor]:
+    network = tiny_wan()
+    if checkpointing:
+        network.enable_gradient_checkpointing()
+    rollout = roll(Denoiser(network), cache, schedule=chunkwise(SIGMAS, grad_from=1), kv_grad="clean")
+    out = video(rollout, 5)
+    probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    (out * probe).mean().backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("sink", [EmaSink(frames=2, alpha=0.7), NoSink()], ids=lambda sink: sink.kind)
+def test_checkpointed_gradients_equal_plain_ones(sink):
+    cache = SMALL.model_copy(update={"sink": sink})
+    plain, checkpointed = gradients(False, cache), gradients(True, cache)
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        assert gradient.abs().max() > 0 or gradient.numel() == 0, name
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
