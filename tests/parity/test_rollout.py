@@ -1,0 +1,195 @@
+"""Chunk-wise rollouts against the Self Forcing, LongLive and Reward Forcing reference code."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from reward_forcing.flow import TIMESTEPS, warp_denoising_steps
+from reward_forcing.models.attention import KV, Past, Prediction
+from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.rope import rotate, rotation
+from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.rollout import CacheSettings, EmaSink, KVCache, NoSink, Rollout, StaticSink, chunkwise
+
+TOLERANCE = 2e-5
+BLOCK = 1
+"""The transformer block whose cache the cases record."""
+PATCH = (2, 2)
+"""Latent rows and columns of a token, in every published network."""
+
+
+def assert_close(ours: Tensor, reference: Tensor) -> None:
+    torch.testing.assert_close(ours, reference, atol=TOLERANCE, rtol=0)
+
+
+@dataclass(frozen=True)
+class RecordedNoise:
+    """The reference run's own noise."""
+
+    initial: Tensor  # [B, F, C, h, w]
+    renoise: Tensor  # [chunk, step, B, f, C, h, w]
+
+    def __call__(self, chunk: int, draw: int, shape: Sequence[int]) -> Tensor:
+        frames = shape[0]
+        return self.renoise[chunk, draw - 1] if draw else self.initial[:, chunk * frames : (chunk + 1) * frames]
+
+
+@dataclass
+class Recorder:
+    """A denoiser that keeps the x0 of its noisy passes and the keys and values of its clean ones."""
+
+    network: WanDiT
+    x0: list[Tensor] = field(default_factory=list)
+    clean: list[KV] = field(default_factory=list)
+
+    def __call__(self, *arguments, want_kv: bool = False) -> Prediction:
+        prediction = Denoiser(self.network)(*arguments, want_kv=want_kv)
+        if prediction.kv is None:
+            self.x0.append(prediction.x0)
+        else:
+            self.clean.append(prediction.kv)
+        return prediction
+
+    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
+        return self.network.rotate(past, latent_size)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole case run through our rollout."""
+
+    latents: Tensor
+    x0_steps: Tensor
+    seen: list[KVCache]
+    """The cache that each chunk was generated with."""
+    clean: list[KV]
+    """Keys and values of each chunk's clean pass."""
+
+
+def sigmas_of(case) -> tuple[float, ...]:
+    return warp_denoising_steps(case.sidecar["nominal_steps"], case.sidecar["timestep_shift"])
+
+
+def settings_of(case) -> CacheSettings:
+    """The published method as values: its sink, its window and its positions."""
+    sidecar = case.sidecar
+    frames = sidecar["sink_size"]
+    if sidecar["ema_alpha"] is not None:
+        sink = EmaSink(frames=frames, alpha=sidecar["ema_alpha"])
+    else:
+        sink = StaticSink(frames=frames) if frames else NoSink()
+    return CacheSettings(
+        window_frames=sidecar["local_attn_size"],
+        chunk_frames=sidecar["frames_per_chunk"],
+        sink=sink,
+        positions="relative" if sidecar["reference"] == "rf" else "absolute",
+    )
+
+
+@torch.no_grad()
+def run(case) -> Run:
+    recorder = Recorder(case.network())
+    noise = RecordedNoise(case.tensors["noise"], case.tensors["renoise"])
+    settings = settings_of(case)
+    rollout = Rollout(
+        recorder,
+        chunkwise(sigmas_of(case)),
+        KVCache.empty(settings),
+        noise,
+        recorder.network.encode_text(case.text()),
+        noise.initial.shape[2:],
+        context_noise=case.sidecar["context_noise"] / TIMESTEPS,
+    )
+    latents, seen = [], []
+    for _ in range(noise.renoise.shape[0]):
+        if rollout.state.start == case.sidecar["switch_frame"]:
+            rollout.text = recorder.network.encode_text(case.text("context2"))
+        seen.append(rollout.cache)
+        latents.append(next(rollout).latents)
+    assert rollout.cache.committed == noise.initial.shape[1]
+    steps = torch.stack(recorder.x0).unflatten(0, (len(latents), -1))
+    return Run(torch.cat(latents, dim=1), steps, seen, recorder.clean)
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Run]:
+    """Every case is run once, however many tests look at it."""
+    return {}
+
+
+@pytest.fixture
+def result(case, runs: dict[str, Run]) -> Run:
+    if case.path.stem not in runs:
+        runs[case.path.stem] = run(case)
+    return runs[case.path.stem]
+
+
+def as_stored(case, keys: Tensor, positions: Tensor) -> Tensor:
+    """Un-rotated keys [N, B, F, S, H, D] as the reference stores them, [B, F S, H, D] of one block.
+
+    Reward Forcing stores raw keys, the others keys rotated at their frames' numbers.
+    """
+    keys = keys[BLOCK]
+    if settings_of(case).positions == "absolute":
+        rows, columns = (size // patch for size, patch in zip(case.tensors["noise"].shape[3:], PATCH, strict=True))
+        keys = rotate(keys, rotation(positions, (rows, columns), keys.shape[-1]))
+    return keys.flatten(1, 2)
+
+
+@pytest.mark.golden("b_*", "c_selfforcing_*", "c_longlive_[!r]*", "g_*")
+def test_denoising_steps_equal_the_references(case):
+    ours = TIMESTEPS * torch.tensor(sigmas_of(case), dtype=torch.float64)
+    torch.testing.assert_close(ours.float(), case.tensors["denoising_steps"], atol=0, rtol=1e-7)
+
+
+@pytest.mark.golden("b_*", "c_selfforcing_*", "c_longlive_[!r]*", "g_*")
+def test_latents_equal_the_references_chunk_by_chunk(case, result):
+    frames = case.sidecar["frames_per_chunk"]
+    references = case.tensors["latents"].split(frames, dim=1)
+    for ours, reference in zip(result.latents.split(frames, dim=1), references, strict=True):
+        assert_close(ours, reference)
+
+
+@pytest.mark.golden("b_*", "c_selfforcing_*", "c_longlive_[!r]*", "g_*")
+def test_every_prediction_equals_the_references(case, result):
+    """x0 after each pass. Where a case has no `x0_steps`, its latents are each chunk's last one."""
+    if "x0_steps" in case.tensors:
+        assert_close(result.x0_steps, case.tensors["x0_steps"])
+    assert_close(torch.cat(list(result.x0_steps[:, -1]), dim=1), case.tensors["latents"])
+
+
+@pytest.mark.golden("b_*", "c_longlive_[!r]*", "g_*")
+@pytest.mark.parametrize("name", ["keys", "values"])
+def test_the_sink_of_each_chunk_equals_the_references(case, result, name):
+    """The reference updates the sink in a chunk's first pass and records it after the clean pass, which for us is the
+    sink that the chunk was generated with, plus the chunk's own frames while the sink is being filled."""
+    reference = case.tensors["sink_k" if name == "keys" else "sink_v"]
+    frames = case.sidecar["sink_size"]
+    for index, (cache, clean) in enumerate(zip(result.seen, result.clean, strict=True)):
+        missing = frames - cache.sink_frames
+        parts = [getattr(clean, name)[:, :, :missing]]
+        if cache.sink is not None:
+            parts.insert(0, getattr(cache.sink, name))
+        sink = torch.cat(parts, dim=2)
+        expected = reference[index][:, : sink.shape[2] * case.sidecar["tokens_per_frame"]]
+        stored = as_stored(case, sink, torch.arange(sink.shape[2])) if name == "keys" else sink[BLOCK].flatten(1, 2)
+        assert_close(stored, expected)
+
+
+@pytest.mark.golden("b_*", "c_selfforcing_*", "c_longlive_[!r]*", "g_*")
+def test_the_final_cache_equals_the_references(case, result):
+    """The reference evicts when the next chunk begins: its final cache is what the last chunk saw, and that chunk."""
+    last, clean = result.seen[-1], result.clean[-1]
+    chunk = clean.keys.shape[2]
+    past = last.past(chunk)
+    if past is None:
+        keys, positions = clean.keys, torch.arange(chunk)
+    else:
+        keys = torch.cat([past.keys, clean.keys], dim=2)
+        positions = torch.cat([past.key_positions, past.query_positions])
+    end = case.tensors["local_end"].item()
+    assert_close(as_stored(case, keys, positions), case.tensors["cache_k_final"][:, :end])
+    assert case.tensors["global_end"].item() == (last.committed + chunk) * case.sidecar["tokens_per_frame"]
