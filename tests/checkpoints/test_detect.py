@@ -1,0 +1,51 @@
+"""Inspecting: format, roles, sizes, configuration and hashes, without reading the weights."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints.layouts import CONFIG, LAYOUTS, lora_of, prefixed
+
+from reward_forcing.checkpoints import inspect
+from reward_forcing.models.wan_dit import WanDiT
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_format_is_told_by_content(layout: str, network: WanDiT, tmp_path: Path) -> None:
+    info = inspect(LAYOUTS[layout](tmp_path / "checkpoint", network), heads=2)
+    assert info.format == layout.split()[0]
+    assert info.config is not None
+    assert {name: info.config[name] for name in CONFIG} == CONFIG
+    (role,) = info.roles.values()
+    assert role.parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert role.dtypes == {"float32": role.parameters}
+    assert role.nbytes == 4 * role.parameters
+
+
+def test_roles_are_listed_with_the_default(network: WanDiT, tmp_path: Path) -> None:
+    torch.save({"critic": prefixed(network), "generator": prefixed(network), "step": 3}, tmp_path / "a.pt")
+    info = inspect(tmp_path / "a.pt", heads=2)
+    assert list(info.roles) == ["critic", "generator"]
+    assert info.default_role == "generator"
+
+
+def test_unknown_heads_are_reported_and_not_guessed(network: WanDiT, tmp_path: Path) -> None:
+    torch.save(prefixed(network), tmp_path / "a.pt")
+    info = inspect(tmp_path / "a.pt")
+    assert info.config is None
+    assert "--heads" in str(info.config_problem)
+
+
+def test_a_lora_shows_its_rank(network: WanDiT, tmp_path: Path) -> None:
+    torch.save({"generator_lora": lora_of(network, "base_model.model.", rank=3)}, tmp_path / "lora.pt")
+    info = inspect(tmp_path / "lora.pt")
+    assert (info.format, info.lora_rank, info.config) == ("lora", 3, None)
+
+
+def test_hashes_are_those_of_the_files(network: WanDiT, tmp_path: Path) -> None:
+    folder = LAYOUTS["wan shards"](tmp_path / "wan", network)
+    shards = sorted(folder.glob("*.safetensors"))
+    expected = {shard.name: hashlib.sha256(shard.read_bytes()).hexdigest() for shard in shards}
+    assert inspect(folder).sha256 == expected
+    assert inspect(folder, hashes=False).sha256 == {}
