@@ -95,8 +95,8 @@ def average_gradients(parameters: Sequence[nn.Parameter], extras: Tensor, world:
     return extras
 
 
-def launch(processes: int, function: Callable[..., T], *arguments: Any) -> T:
-    """Run `function(*arguments)` in so many processes as torchrun would and return what the first returned.
+def launch(processes: int, function: Callable[..., object], *arguments: Any) -> None:
+    """Run `function(*arguments)` in so many processes, as torchrun would, to their end.
 
     The function must be importable by name. Raises torch's ChildFailedError if a process fails, and SignalException
     after the processes were told to stop (each has an hour to save and leave).
@@ -117,4 +117,4 @@ def launch(processes: int, function: Callable[..., T], *arguments: Any) -> T:
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
-        return elastic_launch(config, function)(*arguments)[0]
+        elastic_launch(config, function)(*arguments)

@@ -22,10 +22,11 @@ from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
 
 
-class VAESettings(Settings):
+class VaeSettings(Settings):
     """Width and depth of the VAE; the names are those of diffusers' config."""
 
     base_dim: int = 16
+    decoder_base_dim: int = 24
     z_dim: int = 16
     dim_mult: tuple[int, ...] = (1, 2, 4)
     num_res_blocks: int = 1
@@ -38,6 +39,7 @@ class VAESettings(Settings):
         spatial = 2 ** (len(self.dim_mult) - 1) * (self.patch_size or 1)
         return AutoencoderKLWan(
             base_dim=self.base_dim,
+            decoder_base_dim=self.decoder_base_dim,
             z_dim=self.z_dim,
             dim_mult=list(self.dim_mult),
             num_res_blocks=self.num_res_blocks,
@@ -53,11 +55,11 @@ class VAESettings(Settings):
         )
 
 
-class VAEStageSettings(StageSettings):
+class VaeStageSettings(StageSettings):
     """Settings of the VAE stage. phases: clip lengths in frames and global batches. size: of the frames, in pixels."""
 
     stage: Literal["vae"] = "vae"
-    model: VAESettings = VAESettings()
+    model: VaeSettings = VaeSettings()
     size: int = 64
     phases: tuple[Phase, ...]
     kl_weight: float = 1e-4
@@ -67,14 +69,12 @@ class VAEStageSettings(StageSettings):
     validation_frames: int = 33
 
 
-class VAEStage(Stage[VAEStageSettings]):
+class VaeStage(Stage[VaeStageSettings]):
     """Trains role `vae`; exports a diffusers `vae/` folder with the latents' mean and standard deviation in its config."""
 
-    settings_class = VAEStageSettings
+    settings_class = VaeStageSettings
 
-    def __init__(
-        self, settings: VAEStageSettings, seed: int, rank: int, world_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, settings: VaeStageSettings, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(settings, seed, rank, world_size, device)
         torch.manual_seed(seed)
         self.vae = settings.model.build().to(device)
@@ -86,7 +86,14 @@ class VAEStage(Stage[VAEStageSettings]):
         return {"vae": self.vae}
 
     def edges(self, role: str) -> tuple[str, ...]:
-        return ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out", "quant_conv", "post_quant_conv")
+        return (
+            "encoder.conv_in",
+            "encoder.conv_out",
+            "decoder.conv_in",
+            "decoder.conv_out",
+            "quant_conv",
+            "post_quant_conv",
+        )
 
     def loss(self, role: str, step: int, draw: Draw) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Foreground-weighted L1 + MSE, plus the KL divergence from a unit normal (means over elements)."""

@@ -1,0 +1,122 @@
+"""`rforce data`: make the procedural world's clips, as videos or as latents to train on, and look at it."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reward_forcing.logs import StepProgress
+
+app = typer.Typer(help="Make and look at the procedural captioned world.", no_args_is_help=True)
+
+
+@app.command()
+def make(
+    out: Annotated[Path, typer.Option(help="The folder to write to; the same command again goes on where it stopped.")],
+    count: Annotated[int, typer.Option(min=1, help="Clips in the split.")] = 1000,
+    split: Annotated[str, typer.Option(help="train, validation or held_out.")] = "train",
+    frames: Annotated[int, typer.Option(min=1, help="Frames of each clip; 81 are 5 seconds.")] = 81,
+    size: Annotated[int, typer.Option(min=16, help="Width and height in pixels.")] = 64,
+    vae: Annotated[Path | None, typer.Option(help="Write latents of this VAE's folder instead of videos.")] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Clips in a shard of latents.")] = 256,
+    share: Annotated[str, typer.Option(help="i/n: make only the i-th of n parts, from 0/n on.")] = "0/1",
+) -> None:
+    """Render clips with captions and the truth of every attribute, as .mp4 files or as latents."""
+    from reward_forcing.data.dataset import SPLITS
+    from reward_forcing.config import unknown
+
+    if split not in SPLITS:
+        raise ValueError(unknown("split", split, SPLITS))
+    part = _parse_share(share)
+    if vae is not None:
+        _make_latents(out, vae, count, split, frames, size, shard_size, part)
+    else:
+        _make_videos(out, count, split, frames, size, part)
+
+
+def _parse_share(share: str) -> tuple[int, int]:
+    index, _, parts = share.partition("/")
+    if not (index.isdigit() and parts.isdigit() and int(index) < int(parts)):
+        raise ValueError(f"--share must be i/n with 0 <= i < n, for example 0/2, got {share!r}")
+    return int(index), int(parts)
+
+
+def _make_latents(
+    out: Path, vae: Path, count: int, split: str, frames: int, size: int, shard_size: int, part: tuple[int, int]
+) -> None:
+    import torch
+
+    from reward_forcing.training.latents import LatentsManifest, encode_world, weights_hash
+
+    torch.set_num_threads(1)
+    manifest = LatentsManifest.model_validate(
+        {"count": count, "split": split, "frames": frames, "size": size, "shard_size": shard_size,
+         "vae": weights_hash(vae)}
+    )  # fmt: skip
+    shards = -(-(-(-count // shard_size) - part[0]) // part[1])
+    with StepProgress("encode", 0, max(1, shards)) as progress:
+        for done, _ in encode_world(vae, out, manifest, part):
+            progress.advance(done)
+    typer.echo(f"{out}: {count} clips of {frames} frames, split {split}")
+
+
+def _make_videos(out: Path, count: int, split: str, frames: int, size: int, part: tuple[int, int]) -> None:
+    import numpy as np
+
+    from reward_forcing.data.captions import caption
+    from reward_forcing.data.dataset import clip, world_scene
+    from reward_forcing.data.scenes import FPS
+    from reward_forcing.streaming.video_io import VideoWriter
+
+    out.mkdir(parents=True, exist_ok=True)
+    indices = range(part[0], count, part[1])
+    with StepProgress("render", 0, len(indices)) as progress:
+        for done, index in enumerate(indices):
+            truth = out / f"{index:06d}.json"
+            if not truth.is_file():  # written last: a clip without it is not whole
+                scene = world_scene(index, split)  # pyright: ignore[reportArgumentType]
+                words = caption(scene, np.random.default_rng([0, index]), held_out=split == "held_out")
+                with VideoWriter(out / f"{index:06d}.mp4", fps=FPS, overwrite=True) as writer:
+                    writer.write(clip(scene, frames, size))
+                temporary = truth.with_suffix(f".{os.getpid()}.tmp")
+                temporary.write_text(json.dumps({"caption": words.text, "says": words.says, "scene": asdict(scene)}))
+                os.replace(temporary, truth)
+            progress.advance(done + 1)
+    typer.echo(f"{out}: {count} clips of {frames} frames with captions and truth, split {split}")
+
+
+@app.command()
+def show(
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("world.png"),
+    kind: Annotated[str | None, typer.Option(help="Only this kind of scene.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or held_out.")] = "train",
+    count: Annotated[int, typer.Option(min=1, help="Clips of each kind.")] = 1,
+    size: Annotated[int, typer.Option(min=16, help="Width and height in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Where in the split to begin.")] = 0,
+) -> None:
+    """Draw a contact sheet of the world and print the captions of its rows."""
+    import numpy as np
+    from PIL import Image
+
+    from reward_forcing.config import unknown
+    from reward_forcing.data.captions import caption
+    from reward_forcing.data.dataset import SPLITS, world_scene
+    from reward_forcing.data.scenes import KINDS, render
+
+    if kind is not None and kind not in KINDS:
+        raise ValueError(unknown("scene kind", kind, KINDS))
+    if split not in SPLITS:
+        raise ValueError(unknown("split", split, SPLITS))
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"no folder '{out.parent}' to write {out.name} to")
+    rows = []
+    for name in [kind] if kind else KINDS:
+        for index in range(seed, seed + count):
+            scene = world_scene(index, split, name)  # pyright: ignore[reportArgumentType]
+            rows.append(np.concatenate(list(render(scene, 81, size)[::8]), axis=1))
+            typer.echo(f"{len(rows):3d}  {name:8s} {caption(scene, np.random.default_rng([index, len(rows)])).text}")
+    Image.fromarray(np.concatenate(rows, axis=0)).save(out)
+    typer.echo(f"wrote {out}")

@@ -1,0 +1,248 @@
+"""The flow-matching stage: trains the transformer on encoded clips, as a bidirectional teacher or causally.
+
+    x = (1 - sigma) x0 + sigma noise        loss = mean (velocity(x, sigma) - (noise - x0))^2
+
+`bidirectional` makes the teacher. `teacher_forcing` makes a causal network: noisy chunks see the clean chunks before
+them, laid out as a streaming cache would show them (CausVid, Self Forcing; the causal initialisation of a student).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from reward_forcing.config import Settings
+from reward_forcing.flow import TIMESTEPS, add_noise, ode_sigmas, shift_sigma, warp_denoising_steps
+from reward_forcing.models.attention import TextContext
+from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.masks import teacher_forcing
+from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.training.latents import WorldLatents, load_vae
+from reward_forcing.training.phases import Phase, phase_at
+from reward_forcing.training.prompts import PromptEncoder
+from reward_forcing.training.sampling import ode_trajectory
+from reward_forcing.training.settings import StageSettings
+from reward_forcing.training.stage import Draw, Stage
+
+SAMPLE_PROMPTS = (
+    "a red ball bounces over a blue floor",
+    "a green square moves to the right on a black background",
+    "a yellow triangle spins clockwise on a gray background",
+    "a white ball swings on a rope on a purple background",
+    "a big orange square grows and shrinks in front of a green wall",
+    "a purple ball moves in a circle clockwise on a white background",
+)
+
+
+class TransformerSettings(Settings):
+    """Size of a transformer; the names are those of diffusers' WanTransformer3DModel."""
+
+    num_attention_heads: PositiveInt = 3
+    attention_head_dim: PositiveInt = 64
+    num_layers: PositiveInt = 8
+    ffn_dim: PositiveInt = 768
+    freq_dim: PositiveInt = 128
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+
+    def build(self, channels: int, text_dim: int) -> WanDiT:
+        """A transformer with fresh weights."""
+        return WanDiT(in_channels=channels, out_channels=channels, text_dim=text_dim, **self.model_dump())
+
+
+class Bidirectional(Settings):
+    """All frames see each other and share one noise level, drawn uniformly and then shifted by `shift`."""
+
+    kind: Literal["bidirectional"] = "bidirectional"
+    shift: float = 3.0
+
+
+class TeacherForcing(Settings):
+    """Clean and noisy chunks side by side; every noisy chunk has a noise level of its own.
+
+    frames: the length of what a cache shows, a multiple of chunk_frames; with `sink_frames` > 0 half of the clips are
+    the first chunk followed by a later stretch, as a sink and a window show them, and the rest are contiguous.
+    denoising_steps, shift: the student's own levels, drawn with probability `few_step`; all others are uniform (then
+    shifted). context_noise: clean frames carry up to so much noise, as a student's own frames are never perfect.
+    """
+
+    kind: Literal["teacher_forcing"] = "teacher_forcing"
+    frames: PositiveInt = 12
+    chunk_frames: PositiveInt = 3
+    sink_frames: int = 3
+    denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
+    shift: float = 5.0
+    few_step: float = Field(0.6, ge=0, le=1)
+    context_noise: float = Field(0.1, ge=0, lt=1)
+
+
+Objective = Annotated[Bidirectional | TeacherForcing, Field(discriminator="kind")]
+
+
+class FlowMatchingSettings(StageSettings):
+    """Settings of the flow-matching stage.
+
+    latents, validation_latents: stores made by `rforce data make`. text: folder with text_encoder/ and tokenizer/.
+    vae: to look at samples. model: size of a fresh transformer; init: a transformer's folder to start from instead.
+    phases: clip lengths in latent frames, and batches. drop_text: part of the captions replaced by the empty prompt,
+    for guidance.
+    """
+
+    stage: Literal["flow_matching"] = "flow_matching"
+    latents: Path
+    validation_latents: Path
+    text: Path
+    vae: Path
+    model: TransformerSettings = TransformerSettings()
+    init: Path | None = None
+    objective: Objective = Bidirectional()
+    phases: tuple[Phase, ...]
+    drop_text: float = Field(0.1, ge=0, le=1)
+    sample_steps: PositiveInt = 25
+    sample_shift: float = 5.0
+    guidance: float = 4.0
+
+
+class FlowMatchingStage(Stage[FlowMatchingSettings]):
+    """Trains role `transformer`; exports a diffusers `transformer/` folder."""
+
+    settings_class = FlowMatchingSettings
+
+    def __init__(
+        self, settings: FlowMatchingSettings, seed: int, rank: int, world_size: int, device: torch.device
+    ) -> None:
+        super().__init__(settings, seed, rank, world_size, device)
+        self.data = WorldLatents(settings.latents)
+        self.validation = WorldLatents(settings.validation_latents)
+        self.prompts = PromptEncoder(settings.text, device)
+        torch.manual_seed(seed)
+        if settings.init is not None:
+            self.network = WanDiT.from_pretrained(settings.init, torch_dtype=torch.float32)
+        else:
+            self.network = settings.model.build(self.data.shape[1], self.prompts.text_dim)
+        self.network.to(device)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"transformer": self.network}
+
+    def edges(self, role: str) -> tuple[str, ...]:
+        return ("patch_embedding", "proj_out", "condition_embedder")
+
+    def loss(self, role: str, step: int, draw: Draw) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Mean squared error of the velocity over this shard of the batch."""
+        phase = phase_at(self.settings.phases, step, self.settings.train.steps)
+        with self.clock("data"):
+            samples = draw.share(phase.batch)
+            generators = [draw.sample(index) for index in samples]
+            clips = [int(torch.randint(len(self.data), (), generator=g)) for g in generators]
+            x0 = self.data.read(clips, phase.frames).to(self.device)
+            captions = [self._caption(clip, g) for clip, g in zip(clips, generators, strict=True)]
+            text = self.network.encode_text(self.prompts(captions))
+            # stratified over the global batch: the levels of one step cover [0, 1] evenly
+            u = torch.tensor([(i + float(torch.rand((), generator=g))) / phase.batch
+                              for i, g in zip(samples, generators, strict=True)])  # fmt: skip
+        if isinstance(self.settings.objective, Bidirectional):
+            loss = self._bidirectional(x0, u, text, draw.local, self.settings.objective)
+        else:
+            loss = self._teacher_forcing(x0, u, text, draw.local, self.settings.objective)
+        return loss, {"frames": float(phase.frames)}
+
+    def _caption(self, clip: int, generator: torch.Generator) -> str:
+        if float(torch.rand((), generator=generator)) < self.settings.drop_text:
+            return ""
+        return self.data.caption(clip, int(torch.randint(2**31, (), generator=generator))).text
+
+    def _bidirectional(
+        self, x0: Tensor, u: Tensor, text: TextContext, generator: torch.Generator, objective: Bidirectional
+    ) -> Tensor:
+        sigma = shift_sigma(u, objective.shift).to(x0)
+        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        velocity, _ = self.network(add_noise(x0, noise, sigma), TIMESTEPS * sigma, text)
+        return (velocity.float() - (noise - x0)).square().mean()
+
+    def _teacher_forcing(
+        self, x0: Tensor, u: Tensor, text: TextContext, generator: torch.Generator, objective: TeacherForcing
+    ) -> Tensor:
+        chunks = objective.frames // objective.chunk_frames
+        x0, weight = _as_a_cache_shows_it(x0, objective, generator)
+        # the first chunk's level is stratified, the others follow it at even distances
+        levels = (u.to(x0)[:, None] + torch.arange(chunks).to(x0) / chunks + _uniform((len(u), 1), generator)) % 1.0
+        few = torch.tensor(warp_denoising_steps(objective.denoising_steps, objective.shift)).to(x0)
+        chosen = few[(levels * len(few)).long().clamp_max(len(few) - 1)]
+        free = shift_sigma(levels.clamp_min(1e-3), objective.shift)
+        sigma = torch.where(_uniform(levels.shape, generator).to(x0) < objective.few_step, chosen, free)
+        sigma = sigma.repeat_interleave(objective.chunk_frames, dim=1)
+        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        context_sigma = objective.context_noise * _uniform((len(u),), generator).to(x0)
+        context = add_noise(x0, torch.randn(x0.shape, generator=generator).to(x0), context_sigma)
+        # the clean half is told timestep 0, noise or not: that is how a cache is filled when streaming
+        timestep = TIMESTEPS * torch.cat([torch.zeros_like(sigma), sigma], dim=1)
+        pattern = teacher_forcing(objective.frames, objective.chunk_frames)
+        velocity, _ = self.network(
+            torch.cat([context, add_noise(x0, noise, sigma)], dim=1), timestep, text, pattern=pattern
+        )
+        error = (velocity[:, objective.frames :].float() - (noise - x0)).square().mean(dim=(2, 3, 4))
+        return (weight * error).sum() / weight.sum()
+
+    @torch.no_grad()
+    def metrics(self, step: int) -> dict[str, Tensor | float]:
+        """Loss on 64 validation clips of full length, with noise that is the same at every call."""
+        data = self.validation
+        count = min(64, len(data))
+        losses = []
+        for piece in torch.arange(count).split(8):
+            indices = piece.tolist()
+            text = self.network.encode_text(self.prompts([data.caption(i, 0).text for i in indices]))
+            generator = torch.Generator().manual_seed(indices[0])
+            x0, u = data.read(indices, data.shape[0]).to(self.device), (piece + 0.5) / count
+            if isinstance(self.settings.objective, Bidirectional):
+                losses.append(self._bidirectional(x0, u, text, generator, self.settings.objective))
+            else:
+                losses.append(self._teacher_forcing(x0, u, text, generator, self.settings.objective))
+        return {"loss": torch.stack(losses).mean()}
+
+    def samples(self, step: int) -> dict[str, Tensor]:
+        """Clips for SAMPLE_PROMPTS by the flow ODE with guidance; of a causal network, its first chunk's worth."""
+        causal = isinstance(self.settings.objective, TeacherForcing)
+        frames = self.settings.objective.chunk_frames if causal else self.data.shape[0]
+        noise = torch.randn(len(SAMPLE_PROMPTS), frames, *self.data.shape[1:], generator=torch.Generator().manual_seed(1))
+        text = self.network.encode_text(self.prompts(list(SAMPLE_PROMPTS)))
+        null = self.network.encode_text(self.prompts([""])).expand(len(SAMPLE_PROMPTS))
+        sigmas = ode_sigmas(self.settings.sample_steps, self.settings.sample_shift)
+        latents = ode_trajectory(
+            Denoiser(self.network), noise.to(self.device), text, null, sigmas, self.settings.guidance
+        )[:, 0]
+        decoded = load_vae(self.settings.vae).decode(latents.cpu())[0].clamp(0, 1)
+        return {"samples": decoded[:, :: max(1, decoded.shape[1] // 10)]}
+
+    def export(self, folder: Path) -> None:
+        """Write `folder`/transformer."""
+        self.network.save_pretrained(folder / "transformer")
+
+
+def _uniform(shape: tuple[int, ...] | torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.rand(tuple(shape), generator=generator)
+
+
+def _as_a_cache_shows_it(
+    x0: Tensor, objective: TeacherForcing, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Clips [B, frames, C, h, w] cut as sink and window would show them, and each frame's weight in the loss [B, frames].
+
+    Half of the clips are the video's beginning. The others are its first `sink_frames` and a stretch from later on;
+    of these the chunks that could not see enough of the past in a cache carry no loss.
+    """
+    batch, total = x0.shape[:2]
+    frames, sink, chunk = objective.frames, objective.sink_frames, objective.chunk_frames
+    weight = torch.ones(batch, frames).to(x0)
+    if not sink or total <= frames:
+        return x0[:, :frames], weight
+    jumps = torch.randint(1, (total - frames) // chunk + 1, (batch,), generator=generator) * chunk
+    jumps = jumps * (torch.rand(batch, generator=generator) < 0.5)
+    index = torch.arange(frames).expand(batch, -1)
+    index = (index + (index >= sink) * jumps[:, None]).to(x0.device)
+    jumped = (jumps > 0).to(x0.device)[:, None] & (torch.arange(frames, device=x0.device) < sink + chunk)
+    return x0[torch.arange(batch, device=x0.device)[:, None], index], weight.masked_fill(jumped, 0.0)
