@@ -1,4 +1,7 @@
-"""A stage small enough to train in milliseconds, whose batch is the same however it is cut into shards."""
+"""A stage small enough to train in milliseconds, whose batch is the same however it is cut into shards.
+
+In the environment, TOY_KILL="role step" sends TOY_SIGNAL (SIGTERM) during that loss.
+"""
 
 import os
 import signal
@@ -23,8 +26,6 @@ class ToySettings(StageSettings):
     batch_size: int = 8
     nan_from: int | None = None
     nan_until: int = 10**9
-    kill_at: int | None = None
-    kill_with: int = int(signal.SIGTERM)
 
 
 class ToyStage(Stage[ToySettings]):
@@ -51,8 +52,10 @@ class ToyStage(Stage[ToySettings]):
         return ("student", "critic") if step % 2 == 0 else ("student",)
 
     def loss(self, role: str, step: int, draw: Draw) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        if step == self.settings.kill_at and self.rank == self.world_size - 1:
-            os.kill(os.getppid() if self.world_size > 1 else os.getpid(), self.settings.kill_with)
+        if os.environ.get("TOY_KILL") == f"{role} {step}" and self.rank == self.world_size - 1:
+            # With several processes the signal goes to the one that launched them, as a scheduler's would.
+            number = int(os.environ.get("TOY_SIGNAL", signal.SIGTERM))
+            os.kill(os.getppid() if self.world_size > 1 else os.getpid(), number)
         with self.clock("data"):
             share = draw.share(self.settings.batch_size)
             x = torch.stack([torch.randn(6, generator=draw.sample(index)) for index in share])

@@ -43,6 +43,13 @@ def run_worker(config: Path, overrides: tuple[str, ...], out: Path) -> int:
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
+def _worker_of_many(config: Path, overrides: tuple[str, ...], out: Path) -> None:
+    """Train as one of several processes. A stopped one leaves at once: returning would wait for the launcher, which is
+    itself waiting for its processes to leave."""
+    if code := run_worker(config, overrides, out):
+        raise SystemExit(code)
+
+
 def _launch_workers(processes: int, config: Path, overrides: tuple[str, ...], out: Path) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -50,10 +57,13 @@ def _launch_workers(processes: int, config: Path, overrides: tuple[str, ...], ou
     from reward_forcing.training.distributed import launch
 
     try:
-        return launch(processes, run_worker, config, overrides, out)
+        launch(processes, _worker_of_many, config, overrides, out)
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
+        if failure.exitcode > 128:
+            return failure.exitcode
         typer.echo(f"training process {rank} failed: {failure.message}", err=True)
         return 1
+    return 0

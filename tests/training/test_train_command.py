@@ -1,0 +1,85 @@
+"""`rforce train` as a process: two processes equal one, signals save, kill -9 costs at most the last steps."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from toy import build, config
+
+from reward_forcing.logs import JsonLines
+from reward_forcing.training.checkpoint import Checkpoints
+from reward_forcing.training.trainer import Trainer
+
+
+@pytest.fixture
+def train(tmp_path):
+    """A function that runs the command on the toy stage in a process of its own; returns what it printed."""
+
+    def run(out: str, *words: str, expect: int = 0, environment: dict[str, str] | None = None, **changes: Any) -> str:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(**changes)))
+        here = Path(__file__).parent
+        done = subprocess.run(
+            [sys.executable, here / "run_toy.py", tmp_path / "config.yaml", *words, "--out", tmp_path / out],
+            env=os.environ | {"PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"} | (environment or {}),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+def student(out: Path) -> dict[str, torch.Tensor]:
+    found = Checkpoints(out / "checkpoints").newest()
+    assert found is not None
+    return found[1]["learners"]["student"]
+
+
+def test_two_processes_equal_one_even_when_stopped_by_a_signal_in_between(train, tmp_path):
+    Trainer(build(optimizer="adamw"), tmp_path / "one").run()
+    stop = {"TOY_KILL": "student 2"}
+    printed = train("two", "--processes", "2", expect=128 + signal.SIGTERM, environment=stop, optimizer="adamw")
+    assert "the same command continues" in printed
+    assert "Traceback" not in printed
+    assert Checkpoints(tmp_path / "two" / "checkpoints").steps()[-1] in (3, 4)
+    train("two", "--processes", "2", optimizer="adamw")
+    one, two = student(tmp_path / "one"), student(tmp_path / "two")
+    for name, weights in one["network"].items():
+        torch.testing.assert_close(two["network"][name], weights, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(two["ema"]["average"][name], one["ema"]["average"][name], atol=1e-5, rtol=1e-4)
+    rows = [JsonLines(tmp_path / name / "log.jsonl").rows() for name in ("one", "two")]
+    assert rows[0][-1]["student/loss"] == pytest.approx(rows[1][-1]["student/loss"], rel=1e-4)
+
+
+def test_a_killed_run_continues_to_the_same_end(train, tmp_path):
+    Trainer(build(), tmp_path / "whole").run()
+    kill = {"TOY_KILL": "student 5", "TOY_SIGNAL": str(int(signal.SIGKILL))}
+    train("killed", expect=-signal.SIGKILL, environment=kill)
+    assert Checkpoints(tmp_path / "killed" / "checkpoints").steps() == [2, 4]
+    assert "continuing after step 4" in train("killed")
+    for name, weights in student(tmp_path / "whole")["network"].items():
+        assert torch.equal(student(tmp_path / "killed")["network"][name], weights)
+
+
+def test_sigterm_saves_and_says_how_to_continue(train, tmp_path):
+    printed = train("run", expect=128 + signal.SIGTERM, environment={"TOY_KILL": "student 0"}, save_every=None)
+    assert "stopped after step 1 and saved; the same command continues from there" in printed
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [1]
+
+
+def test_a_mistyped_override_is_named_before_any_process_starts(train):
+    printed = train("run", "train.stepz=3", "--processes", "2", expect=1)
+    assert "did you mean 'steps'" in printed
+
+
+def test_an_error_in_one_of_several_processes_ends_the_command(train):
+    printed = train("run", "nan_from=0", "train.nonfinite_limit=2", "--processes", "2", expect=1)
+    assert "2 non-finite updates in a row" in printed
