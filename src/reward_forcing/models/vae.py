@@ -62,10 +62,10 @@ class StreamingVAE:
     def from_pretrained(
         cls, folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> Self:
-        """The VAE in a diffusers `vae/` folder, frozen and laid out for speed, in `dtype` or the fastest one."""
+        """The VAE in a diffusers `vae/` folder, frozen, in `dtype` or the fastest one; on a CPU `channels_last`."""
         vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype or fastest_dtype(device))
-        nn.Module.to(vae, device)
-        return cls(channels_last(vae.eval().requires_grad_(False)))
+        nn.Module.to(vae.eval().requires_grad_(False), device)
+        return cls(channels_last(vae) if torch.device(device).type == "cpu" else vae)
 
     @torch.no_grad()
     def encode(self, frames: Tensor, state: VAEState | None = None) -> tuple[Tensor, VAEState]:
