@@ -25,8 +25,8 @@ def make(
     share: Annotated[str, typer.Option(help="i/n: make only the i-th of n parts, from 0/n on.")] = "0/1",
 ) -> None:
     """Render clips with captions and the truth of every attribute, as .mp4 files or as latents."""
-    from reward_forcing.data.dataset import SPLITS
     from reward_forcing.config import unknown
+    from reward_forcing.data.dataset import SPLITS
 
     if split not in SPLITS:
         raise ValueError(unknown("split", split, SPLITS))
@@ -49,16 +49,17 @@ def _make_latents(
 ) -> None:
     import torch
 
-    from reward_forcing.training.latents import LatentsManifest, encode_world, weights_hash
+    from reward_forcing.training.latents import LatentsManifest, encode_world
+    from reward_forcing.training.shards import weights_hash
 
     torch.set_num_threads(1)
     manifest = LatentsManifest.model_validate(
         {"count": count, "split": split, "frames": frames, "size": size, "shard_size": shard_size,
          "vae": weights_hash(vae)}
     )  # fmt: skip
-    shards = -(-(-(-count // shard_size) - part[0]) // part[1])
+    shards = len(range(part[0], manifest.shards, part[1]))
     with StepProgress("encode", 0, max(1, shards)) as progress:
-        for done, _ in encode_world(vae, out, manifest, part):
+        for done in encode_world(vae, out, manifest, part):
             progress.advance(done)
     typer.echo(f"{out}: {count} clips of {frames} frames, split {split}")
 
@@ -69,7 +70,7 @@ def _make_videos(out: Path, count: int, split: str, frames: int, size: int, part
     from reward_forcing.data.captions import caption
     from reward_forcing.data.dataset import clip, world_scene
     from reward_forcing.data.scenes import FPS
-    from reward_forcing.streaming.video_io import VideoWriter
+    from reward_forcing.streaming.video_io import open_writer
 
     out.mkdir(parents=True, exist_ok=True)
     indices = range(part[0], count, part[1])
@@ -79,7 +80,7 @@ def _make_videos(out: Path, count: int, split: str, frames: int, size: int, part
             if not truth.is_file():  # written last: a clip without it is not whole
                 scene = world_scene(index, split)  # pyright: ignore[reportArgumentType]
                 words = caption(scene, np.random.default_rng([0, index]), held_out=split == "held_out")
-                with VideoWriter(out / f"{index:06d}.mp4", fps=FPS, overwrite=True) as writer:
+                with open_writer(out / f"{index:06d}.mp4", FPS, (size, size), title=words.text, overwrite=True) as writer:
                     writer.write(clip(scene, frames, size))
                 temporary = truth.with_suffix(f".{os.getpid()}.tmp")
                 temporary.write_text(json.dumps({"caption": words.text, "says": words.says, "scene": asdict(scene)}))
@@ -120,3 +121,37 @@ def show(
             typer.echo(f"{len(rows):3d}  {name:8s} {caption(scene, np.random.default_rng([index, len(rows)])).text}")
     Image.fromarray(np.concatenate(rows, axis=0)).save(out)
     typer.echo(f"wrote {out}")
+
+
+@app.command()
+def ode_pairs(
+    teacher: Annotated[Path, typer.Option(help="The teacher's transformer/ folder.")],
+    text: Annotated[Path, typer.Option(help="The folder with text_encoder/ and tokenizer/.")],
+    out: Annotated[Path, typer.Option(help="The folder to write to; the same command again goes on.")],
+    latent_shape: Annotated[str, typer.Option(help="Frames, channels, rows, columns of the latents.")] = "21,16,8,8",
+    count: Annotated[int, typer.Option(min=1, help="Pairs to make.")] = 500,
+    steps: Annotated[int, typer.Option(min=1, help="Euler steps of the teacher's ODE.")] = 16,
+    guidance: Annotated[float, typer.Option(help="CFG weight of the teacher.")] = 4.0,
+    shard_size: Annotated[int, typer.Option(min=1, help="Pairs in a shard.")] = 64,
+    share: Annotated[str, typer.Option(help="i/n: make only the i-th of n parts, from 0/n on.")] = "0/1",
+) -> None:
+    """Solve the teacher's ODE from noise for many captions, for the ODE-regression stage."""
+    import torch
+
+    from reward_forcing.training.ode_pairs import OdePairsManifest, make_ode_pairs
+    from reward_forcing.training.shards import weights_hash
+
+    torch.set_num_threads(1)
+    part = _parse_share(share)
+    numbers = latent_shape.split(",")
+    if len(numbers) != 4 or not all(number.strip().isdigit() for number in numbers):
+        raise ValueError(f"--latent-shape must be four whole numbers as 21,16,8,8, got {latent_shape!r}")
+    shape = tuple(int(number) for number in numbers)
+    manifest = OdePairsManifest.model_validate(
+        {"count": count, "shard_size": shard_size, "teacher": weights_hash(teacher), "latent_shape": shape,
+         "steps": steps, "guidance": guidance}
+    )  # fmt: skip
+    with StepProgress("ode pairs", 0, max(1, len(range(part[0], manifest.shards, part[1])))) as progress:
+        for done in make_ode_pairs(teacher, text, out, manifest, part):
+            progress.advance(done)
+    typer.echo(f"{out}: {count} pairs")

@@ -35,7 +35,8 @@ VERBS = {
               ("swings like a pendulum", "swinging like a pendulum")),
     "pulse": (("pulses", "pulsing"), ("grows and shrinks", "growing and shrinking"),
               ("gets bigger and smaller", "getting bigger and smaller"), ("pulsates", "pulsating")),
-    "spin": (("spins", "spinning"), ("rotates", "rotating"), ("turns", "turning"), ("spins in place", "spinning in place")),
+    "spin": (("spins", "spinning"), ("rotates", "rotating"), ("turns", "turning"),
+             ("spins in place", "spinning in place")),
     "wander": (("wanders around", "wandering around"), ("bounces off the walls", "bouncing off the walls"),
                ("moves diagonally", "moving diagonally"), ("flies around", "flying around"),
                ("drifts from edge to edge", "drifting from edge to edge")),
@@ -65,7 +66,11 @@ PATTERNS = (
     "{where} {noun} {verb}", "a clip of {noun} that {verb} {where}", "there is {noun} {gerund} {where}",
     "{gerund} {where} is {noun}", "we see {noun} {gerund} {where}",
 )  # fmt: skip
-HELD_OUT_PATTERNS = ("{where} there is {noun} that {verb}", "we see {where} {noun} that {verb}", "{where} is {noun} {gerund}")
+HELD_OUT_PATTERNS = (
+    "{where} there is {noun} that {verb}",
+    "we see {where} {noun} that {verb}",
+    "{where} is {noun} {gerund}",
+)
 
 SNOW = {
     "pattern": ("snow {verb} {where}", "white snow {verb} {where}", "snow is {gerund} {where}", "{where} snow {verb}",
@@ -73,16 +78,19 @@ SNOW = {
     "held_out": ("we see snow {gerund} {where}", "there is snow that {verb} {where}"),
 }  # fmt: skip
 DAY = {
-    "pattern": ("day turns to night", "day and night", "the sun rises and sets", "the sun and the moon move over a green field",
-                "a video of day turning to night", "night turns to day", "the sky turns from day to night over a field",
-                "the sun moves over a green field", "sunrise and sunset"),
-    "held_out": ("we see the sun that rises and sets over a field", "a clip of day turning to night over a green field"),
+    "pattern": ("day turns to night", "day and night", "the sun rises and sets", "the sun moves over a green field",
+                "the sun and the moon move over a green field", "a video of day turning to night", "night turns to day",
+                "the sky turns from day to night over a field", "sunrise and sunset"),
+    "held_out": ("we see the sun that rises and sets over a field",
+                 "a clip of day turning to night over a green field"),
 }  # fmt: skip
 PAN = {
-    "pattern": ("the camera pans {} over green hills", "the camera moves to the {} over hills and trees", "a landscape with "
-                "hills and trees, the camera pans to the {}", "camera pan to the {} over a landscape", "hills and trees, the "
-                "camera pans {}", "a video of hills and trees, the camera moves {}", "the camera moves {} past trees"),
-    "held_out": ("we see trees and green hills, the camera pans to the {}", "a clip of a landscape, the camera moves {}"),
+    "pattern": ("the camera pans {} over green hills", "the camera moves to the {} over hills and trees",
+                "a landscape with hills and trees, the camera pans to the {}", "camera pan to the {} over a landscape",
+                "hills and trees, the camera pans {}", "a video of hills and trees, the camera moves {}",
+                "the camera moves {} past trees"),
+    "held_out": ("we see trees and green hills, the camera pans to the {}",
+                 "a clip of a landscape, the camera moves {}"),
 }  # fmt: skip
 
 TRAITS: dict[str, tuple[str, ...]] = {
@@ -123,7 +131,9 @@ def caption(scene: Scene, rng: np.random.Generator, held_out: bool = False) -> C
         verb, gerund = _paced(scene, _verb(scene, chance, says), chance, says)
         options = HELD_OUT_PATTERNS if held_out else PATTERNS
         if scene.kind == "two":
-            options = tuple(option for option in options if "is " not in option and "that" not in option) or PATTERNS[:1]
+            options = (
+                tuple(option for option in options if "is " not in option and "that" not in option) or PATTERNS[:1]
+            )
         if not where:
             options = tuple(option for option in options if not option.startswith("{where}") and "} is" not in option)
         text = chance.pick(options).format(noun=noun, verb=verb, gerund=gerund, where=where)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reward_forcing.config import unknown
+from reward_forcing.data.captions import caption
 from reward_forcing.data.scenes import KINDS, Scene, render, sample_scene
 
 Split = Literal["train", "validation", "held_out"]
@@ -29,10 +31,12 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def world_scene(index: int, split: Split = "train", kind: str | None = None) -> Scene:
-    """Scene number `index` of a split; 'train' and 'validation' hold no held-out combination, 'held_out' nothing else."""
+    """Scene number `index` of a split; 'train' and 'validation' hold no held-out combination, 'held_out' only such."""
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        raise ValueError(unknown("split", split, SPLITS))
     rng = np.random.default_rng([SPLITS[split], index])
+    if split == "held_out" and index == 0 and kind in (None, "bounce"):
+        return Scene("bounce", shape="ball", colour="red", background="blue", setting="floor", phase=0.5)
     while True:
         scene = sample_scene(rng, kind)
         if is_held_out(scene) == (split == "held_out" and KINDS[scene.kind].has_object):
@@ -43,3 +47,14 @@ def clip(scene: Scene, frames: int, size: int = 64, start: int = 0) -> Tensor:
     """Frames [T, 3, H, W] float32 in [0, 1] of a scene from frame number `start` on."""
     pixels = torch.from_numpy(render(scene, frames, size, start))
     return pixels.permute(0, 3, 1, 2).float() / 255
+
+
+def wording(index: int, split: Split = "train", seed: int = 0) -> str:
+    """A caption of scene `index` of a split, chosen by `seed`; held-out scenes get held-out wordings.
+
+    The first held-out caption is always "a red ball bounces over a blue floor".
+    """
+    if split == "held_out" and index == 0:
+        return "a red ball bounces over a blue floor"
+    rng = np.random.default_rng([seed, index])
+    return caption(world_scene(index, split), rng, held_out=split == "held_out").text

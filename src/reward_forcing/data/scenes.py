@@ -1,6 +1,6 @@
 """Owns the procedural world: what a scene is, how it moves, and how it is drawn. Knows nothing of captions or tensors.
 
-Every scene is analytic in time, so any stretch of any length can be rendered, and the truth of every attribute is known.
+Every scene is analytic in time: any stretch of any length can be rendered, and the truth of every attribute is known.
 Lengths are in frame widths, times in seconds, x to the right, y down. Peak speeds stay near 3 pixels a frame at 64 x 64
 and 16 fps, which a VAE with fourfold temporal compression can carry.
 """
@@ -25,7 +25,7 @@ from reward_forcing.data.palette import (
     stands_out,
 )
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 FPS = 16
 FLOOR_TOP = 0.78
@@ -41,9 +41,9 @@ MOON: Colour = (240, 240, 232)
 class Scene:
     """The full recipe of one video of the world; `render` draws any stretch of it.
 
-    kind: a key of KINDS. direction: one of KINDS[kind].directions ('' where the kind has none). setting: 'floor' (a wall
-    above a floor), 'plain' (one colour all over) or 'land' (sky and ground, no background colour).
-    second: (shape, colour) of the second object of 'two', else None. x, y, phase: where and when in its cycle it begins.
+    kind: a key of KINDS. direction: one of KINDS[kind].directions ('' where the kind has none). setting: 'floor' (a
+    wall above a floor), 'plain' (one colour all over) or 'land' (sky and ground, no background colour). second: (shape,
+    colour) of the second object of 'two', else None. x, y, phase: where and when in its cycle it begins.
     """
 
     kind: str

@@ -18,7 +18,6 @@ STAGES = {
     "vae": "reward_forcing.training.vae:VaeStage",
     "text_encoder": "reward_forcing.training.text_encoder:TextEncoderStage",
     "flow_matching": "reward_forcing.training.flow_matching:FlowMatchingStage",
-    "ode_pairs": "reward_forcing.training.ode_pairs:OdePairsStage",
     "ode_regression": "reward_forcing.training.ode_regression:OdeRegressionStage",
     "dmd": "reward_forcing.training.dmd:DmdStage",
 }

@@ -21,7 +21,8 @@ from reward_forcing.models.attention import TextContext
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import teacher_forcing
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.training.latents import WorldLatents, load_vae
+from reward_forcing.training.latents import WorldLatents
+from reward_forcing.training.networks import load_transformer, load_vae
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.prompts import PromptEncoder
 from reward_forcing.training.sampling import ode_trajectory
@@ -120,10 +121,10 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         self.prompts = PromptEncoder(settings.text, device)
         torch.manual_seed(seed)
         if settings.init is not None:
-            self.network = WanDiT.from_pretrained(settings.init, torch_dtype=torch.float32)
+            self.network = load_transformer(settings.init, device)
         else:
-            self.network = settings.model.build(self.data.shape[1], self.prompts.text_dim)
-        self.network.to(device)
+            fresh = settings.model.build(self.data.shape[1], self.prompts.text_dim)
+            self.network = fresh.to(device)  # pyright: ignore[reportArgumentType] diffusers wraps `to` without its types
 
     def networks(self) -> dict[str, nn.Module]:
         return {"transformer": self.network}
@@ -153,7 +154,7 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
     def _caption(self, clip: int, generator: torch.Generator) -> str:
         if float(torch.rand((), generator=generator)) < self.settings.drop_text:
             return ""
-        return self.data.caption(clip, int(torch.randint(2**31, (), generator=generator))).text
+        return self.data.caption(clip, int(torch.randint(2**31, (), generator=generator)))
 
     def _bidirectional(
         self, x0: Tensor, u: Tensor, text: TextContext, generator: torch.Generator, objective: Bidirectional
@@ -195,7 +196,7 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         losses = []
         for piece in torch.arange(count).split(8):
             indices = piece.tolist()
-            text = self.network.encode_text(self.prompts([data.caption(i, 0).text for i in indices]))
+            text = self.network.encode_text(self.prompts([data.caption(i, 0) for i in indices]))
             generator = torch.Generator().manual_seed(indices[0])
             x0, u = data.read(indices, data.shape[0]).to(self.device), (piece + 0.5) / count
             if isinstance(self.settings.objective, Bidirectional):
@@ -206,9 +207,11 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
 
     def samples(self, step: int) -> dict[str, Tensor]:
         """Clips for SAMPLE_PROMPTS by the flow ODE with guidance; of a causal network, its first chunk's worth."""
-        causal = isinstance(self.settings.objective, TeacherForcing)
-        frames = self.settings.objective.chunk_frames if causal else self.data.shape[0]
-        noise = torch.randn(len(SAMPLE_PROMPTS), frames, *self.data.shape[1:], generator=torch.Generator().manual_seed(1))
+        objective = self.settings.objective
+        frames = objective.chunk_frames if isinstance(objective, TeacherForcing) else self.data.shape[0]
+        noise = torch.randn(
+            len(SAMPLE_PROMPTS), frames, *self.data.shape[1:], generator=torch.Generator().manual_seed(1)
+        )
         text = self.network.encode_text(self.prompts(list(SAMPLE_PROMPTS)))
         null = self.network.encode_text(self.prompts([""])).expand(len(SAMPLE_PROMPTS))
         sigmas = ode_sigmas(self.settings.sample_steps, self.settings.sample_shift)
@@ -227,10 +230,8 @@ def _uniform(shape: tuple[int, ...] | torch.Size, generator: torch.Generator) ->
     return torch.rand(tuple(shape), generator=generator)
 
 
-def _as_a_cache_shows_it(
-    x0: Tensor, objective: TeacherForcing, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Clips [B, frames, C, h, w] cut as sink and window would show them, and each frame's weight in the loss [B, frames].
+def _as_a_cache_shows_it(x0: Tensor, objective: TeacherForcing, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Clips [B, frames, C, h, w] cut as sink and window would show them, and each frame's loss weight [B, frames].
 
     Half of the clips are the video's beginning. The others are its first `sink_frames` and a stretch from later on;
     of these the chunks that could not see enough of the past in a cache carry no loss.

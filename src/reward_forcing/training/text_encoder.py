@@ -104,6 +104,7 @@ class TextEncoderStage(Stage[TextEncoderStageSettings]):
         super().__init__(settings, seed, rank, world_size, device)
         torch.manual_seed(seed)
         self.tokenizer = word_tokenizer(vocabulary(), settings.model.text_len)
+        self.unknown = self.tokenizer.get_vocab()[UNKNOWN]
         self.reader = _Reader(settings.model.build(len(self.tokenizer))).to(device)
 
     def networks(self) -> dict[str, nn.Module]:
@@ -118,7 +119,7 @@ class TextEncoderStage(Stage[TextEncoderStageSettings]):
             drops.append(torch.rand(self.settings.model.text_len, generator=generator))
         ids, mask = self._tokens(captions)
         unknown = (torch.stack(drops)[:, : ids.shape[1]] < self.settings.unknown_words) & (ids > 2).cpu()
-        ids = ids.masked_fill(unknown.to(ids.device), self.tokenizer.unk_token_id)
+        ids = ids.masked_fill(unknown.to(ids.device), self.unknown)
         loss, accuracy = self._score(captions, ids, mask)
         return loss, {"accuracy": accuracy}
 

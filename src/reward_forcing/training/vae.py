@@ -70,17 +70,19 @@ class VaeStageSettings(StageSettings):
 
 
 class VaeStage(Stage[VaeStageSettings]):
-    """Trains role `vae`; exports a diffusers `vae/` folder with the latents' mean and standard deviation in its config."""
+    """Trains role `vae`; exports a diffusers `vae/` folder with the latents' mean and deviation in its config."""
 
     settings_class = VaeStageSettings
 
     def __init__(self, settings: VaeStageSettings, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(settings, seed, rank, world_size, device)
         torch.manual_seed(seed)
-        self.vae = settings.model.build().to(device)
+        fresh = settings.model.build()
+        self.vae = fresh.to(device)  # pyright: ignore[reportArgumentType] diffusers wraps `to` without its types
         for module in self.vae.modules():
             if isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)  # 1.6 times as fast on a CPU in bf16
+                # 1.6 times as fast on a CPU in bf16
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"vae": self.vae}
