@@ -17,6 +17,7 @@ from reward_forcing.data.captions import caption
 from reward_forcing.data.scenes import KINDS, Scene, render, sample_scene
 
 Split = Literal["train", "validation", "held_out"]
+FIRST_HELD_OUT = "a red ball bounces over a blue floor"
 SPLITS: dict[str, int] = {"train": 0, "validation": 1, "held_out": 2}
 
 
@@ -37,9 +38,10 @@ def world_scene(index: int, split: Split = "train", kind: str | None = None) -> 
     rng = np.random.default_rng([SPLITS[split], index])
     if split == "held_out" and index == 0 and kind in (None, "bounce"):
         return Scene("bounce", shape="ball", colour="red", background="blue", setting="floor", phase=0.5)
+    kind = kind or sample_scene(rng).kind  # first, so that rejection does not change how often a kind comes
     while True:
         scene = sample_scene(rng, kind)
-        if is_held_out(scene) == (split == "held_out" and KINDS[scene.kind].has_object):
+        if is_held_out(scene) == (split == "held_out" and KINDS[kind].has_object):
             return scene
 
 
@@ -52,9 +54,9 @@ def clip(scene: Scene, frames: int, size: int = 64, start: int = 0) -> Tensor:
 def wording(index: int, split: Split = "train", seed: int = 0) -> str:
     """A caption of scene `index` of a split, chosen by `seed`; held-out scenes get held-out wordings.
 
-    The first held-out caption is always "a red ball bounces over a blue floor".
+    The first held-out caption is always FIRST_HELD_OUT.
     """
     if split == "held_out" and index == 0:
-        return "a red ball bounces over a blue floor"
+        return FIRST_HELD_OUT
     rng = np.random.default_rng([seed, index])
     return caption(world_scene(index, split), rng, held_out=split == "held_out").text

@@ -47,7 +47,7 @@ def distance(a: Colour, b: Colour) -> float:
 
 
 def stands_out(colour: str, background: str, on_wall: bool) -> bool:
-    """Whether an object of `colour` is easy to see: at least 85 away from its background, and from a wall it is before."""
+    """Whether an object of `colour` is easy to see: at least 85 from its background and, if before a wall, from it."""
     rgb = OBJECT_COLOURS[colour]
     far_from_wall = not on_wall or distance(rgb, WALL) >= 85
     return distance(rgb, BACKGROUND_COLOURS[background]) >= 85 and far_from_wall

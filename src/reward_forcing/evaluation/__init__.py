@@ -1,0 +1,1 @@
+"""Judging what comes out. Sees frames only."""

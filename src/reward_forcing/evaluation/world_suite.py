@@ -1,0 +1,106 @@
+"""Scores clips of held-out prompts against what their scene should show, attribute by attribute.
+
+Where a prompt leaves an attribute out, anything is right and nothing is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reward_forcing.data.captions import UNSAID, Caption, caption
+from reward_forcing.data.dataset import FIRST_HELD_OUT, world_scene
+from reward_forcing.data.scenes import KINDS, Scene
+from reward_forcing.evaluation.world_vision import Seen, see
+
+ATTRIBUTES = ("colour", "shape", "count", "motion", "direction", "background", "moves")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A held-out prompt: its number, its wording, what it says, and the scene it was worded from."""
+
+    index: int
+    text: str
+    says: dict[str, str]
+    scene: Scene
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was seen in one clip, and for every attribute that the prompt names whether it is right."""
+
+    prompt: Prompt
+    seen: Seen
+    right: dict[str, bool]
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values for a results file."""
+        return {"index": self.prompt.index, "prompt": self.prompt.text, "scene": asdict(self.prompt.scene),
+                "seen": asdict(self.seen), "right": self.right}  # fmt: skip
+
+
+def held_out_prompts(count: int, first: int = 0) -> list[Prompt]:
+    """Held-out prompts `first`, `first` + 1, ...: combinations and wordings that training never saw."""
+    return [_prompt(index) for index in range(first, first + count)]
+
+
+def _prompt(index: int) -> Prompt:
+    scene = world_scene(index, "held_out")
+    worded = caption(scene, np.random.default_rng([0, index]), held_out=True)
+    if index == 0:
+        says = worded.says | {"size": UNSAID, "speed": UNSAID}
+        worded = Caption(FIRST_HELD_OUT, says)
+    return Prompt(index, worded.text, worded.says, scene)
+
+
+def judge(prompt: Prompt, frames: NDArray[np.uint8]) -> Verdict:
+    """The verdict on a clip [T, H, W, 3] uint8 of a prompt.
+
+    'motion' is the kind of motion, 'moves' that the clip is not still. For two objects, both must be right.
+    """
+    seen, scene, says = see(frames), prompt.scene, prompt.says
+    right = {"motion": seen.kind == scene.kind, "moves": not seen.still}
+    if KINDS[scene.kind].has_object:
+        wanted = [(scene.shape, scene.colour), *([scene.second] if scene.second else [])]
+        right["count"] = seen.count == len(wanted)
+        if says["colour"] != UNSAID:
+            right["colour"] = sorted(seen.colours) == sorted(colour for _, colour in wanted)
+        right["shape"] = sorted(seen.shapes) == sorted(shape for shape, _ in wanted)
+    if says["direction"] != UNSAID:
+        right["direction"] = seen.direction == scene.direction
+    if says["background"] != UNSAID:
+        right["background"] = seen.background == scene.background
+    return Verdict(prompt, seen, {name: right[name] for name in ATTRIBUTES if name in right})
+
+
+def summarise(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float]]:
+    """For every attribute the rate of right clips, how many were counted, and Wilson's 95 % interval of the rate.
+
+    'motion_and_direction' counts a clip whose kind of motion and, where named, direction are both right.
+    """
+    cases = {name: [v.right[name] for v in verdicts if name in v.right] for name in ATTRIBUTES}
+    cases["motion_and_direction"] = [v.right["motion"] and v.right.get("direction", True) for v in verdicts]
+    return {name: _rate(outcomes) for name, outcomes in cases.items() if outcomes}
+
+
+def by_kind(verdicts: Iterable[Verdict]) -> dict[str, dict[str, float]]:
+    """For every kind of scene the rate of right clips per attribute."""
+    groups: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        groups.setdefault(verdict.prompt.scene.kind, []).append(verdict)
+    return {
+        kind: {name: numbers["rate"] for name, numbers in summarise(group).items()} for kind, group in groups.items()
+    }
+
+
+def _rate(outcomes: Sequence[bool]) -> dict[str, float]:
+    n, z = len(outcomes), 1.96
+    rate = sum(outcomes) / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return {"rate": rate, "count": n, "low": centre - half, "high": centre + half}
