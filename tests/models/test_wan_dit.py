@@ -178,6 +178,17 @@ def test_autocast_trains_float32_parameters(tiny_dit):
 
 
 @torch.no_grad()
+def test_autocast_does_not_blur_neighbouring_timesteps(tiny_dit):
+    embedder, timestep = tiny_dit().condition_embedder, torch.tensor([998.0, 999.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        embedding, projection = embedder.time(timestep)
+    exact, exact_projection = embedder.time(timestep)
+    assert torch.equal(embedding, exact)
+    assert torch.equal(projection, exact_projection)
+    assert not torch.equal(embedding[0], embedding[1])
+
+
+@torch.no_grad()
 def test_a_saved_folder_loads_in_diffusers_and_back(tiny_dit, tmp_path):
     network = tiny_dit()
     network.save_pretrained(tmp_path / "ours")

@@ -140,9 +140,12 @@ class WanDiT(ModelMixin, ConfigMixin):
 
         latent_size: rows and columns (h, w) of the latents. A past that is already rotated comes back as it is.
         """
-        dtype = self.patch_embedding.weight.dtype
-        by = rotation(past.key_positions, self._grid(latent_size), self.head_dim)
-        return past.with_rotated(lambda keys: rotate(keys, by).to(dtype))
+
+        def turn(keys: Tensor) -> Tensor:
+            by = rotation(past.key_positions.to(keys.device), self._grid(latent_size), self.head_dim)
+            return rotate(keys, by).to(self.patch_embedding.weight.dtype)
+
+        return past.with_rotated(turn)
 
     def forward(
         self,
