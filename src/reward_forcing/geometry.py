@@ -89,10 +89,13 @@ class Geometry:
             raise ValueError(f"chunk index must not be negative, got {index}")
         return self.frames_of((index + 1) * self.chunk_frames) - self.frames_of(index * self.chunk_frames)
 
+    def frames_for(self, seconds: float) -> int:
+        """Pixel frames of the shortest video that lasts at least `seconds`; raises ValueError unless positive, finite."""
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"seconds must be positive and finite, got {seconds}")
+        return math.ceil(round(seconds * self.fps, 6))
+
     def latent_frames_for(self, seconds: float) -> int:
         """Latent frames of the fewest whole chunks that last at least `seconds`."""
-        if not seconds > 0:
-            raise ValueError(f"seconds must be positive, got {seconds}")
-        frames = math.ceil(round(seconds * self.fps, 6))
-        latent_frames = 1 + math.ceil((frames - 1) / self.temporal_factor)
+        latent_frames = 1 + math.ceil((self.frames_for(seconds) - 1) / self.temporal_factor)
         return math.ceil(latent_frames / self.chunk_frames) * self.chunk_frames

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from reward_forcing.checkpoints.files import LazyTensor
 from reward_forcing.config import unknown
@@ -87,7 +88,7 @@ def empty_network(config: Mapping[str, Any]) -> WanDiT:
         return WanDiT(**config)
 
 
-def check_fit(network: WanDiT, parameters: Mapping[str, LazyTensor]) -> None:
+def check_fit(network: nn.Module, parameters: Mapping[str, LazyTensor]) -> None:
     """Raise ValueError that lists the first missing, unexpected and misshapen parameters, if there are any."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     problems = {

@@ -90,6 +90,11 @@ class TextEncoder:
         words = dict.fromkeys(re.findall(r"\w+(?:['’-]\w+)*", clean_prompt(prompt)))
         return [word for word in words if unknown_id in self.tokenizer(word, add_special_tokens=False)["input_ids"]]
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `text_encoder/` and `tokenizer/` under `folder`, as `from_pretrained` reads them."""
+        self._load().save_pretrained(Path(folder) / "text_encoder")
+        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+
     def release(self) -> None:
         """Drop the encoder's weights; the next call reads them again. Raises ValueError if there is no source."""
         if self._source is None:

@@ -1,0 +1,187 @@
+"""`rforce generate`: a prompt to a video file, written as it comes."""
+
+import json
+import logging
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from reward_forcing.logs import console
+
+if TYPE_CHECKING:
+    from reward_forcing.streaming.model_folder import ModelFolder
+    from reward_forcing.streaming.prompts import Timeline
+    from reward_forcing.streaming.recording import Recording
+    from reward_forcing.streaming.stream import VideoChunk
+
+DEFAULT_SECONDS = 5.0
+SHOWN_SIZE = 384  # pixels of the shorter side up to which small frames are enlarged
+EXIT_INTERRUPTED = 130
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the video shows.")],
+    seconds: Annotated[float | None, typer.Option(help=f"Length of the video. [default: {DEFAULT_SECONDS:g}]")] = None,
+    endless: Annotated[bool, typer.Option("--endless", help="Go on until Ctrl-C.")] = False,
+    at: Annotated[list[str] | None, typer.Option(help="Change the prompt: '5s: a blue ball'. Repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same video. [default: drawn]")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in multiples of 16. [default: the model's]")] = None,
+    model: Annotated[str, typer.Option(help="Model folder, bundled model or hub id.")] = "mini",
+    weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
+    method: Annotated[str | None, typer.Option(help="reward, self or longlive. [default: the model's]")] = None,
+    out: Annotated[Path | None, typer.Option(help="FILE.mp4, .webm or .gif, or a folder of images.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+    scale: Annotated[int | None, typer.Option(help="Enlarge the frames so many times. [default: up to 384]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Make a video of a prompt. The file plays at any moment, however the command ends."""
+    from reward_forcing.rollout import SeededNoise
+    from reward_forcing.streaming.methods import method_named
+    from reward_forcing.streaming.model_folder import open_model_folder
+    from reward_forcing.streaming.prompts import Timeline, parse_at
+    from reward_forcing.streaming.stream import last_start
+    from reward_forcing.streaming.video_io import check_output, free_path
+
+    length = _length(seconds, endless)
+    seed = secrets.randbelow(2**31) if seed is None else SeededNoise((seed,)).seeds[0]
+    timeline = Timeline.of(prompt, [parse_at(text) for text in at or []])
+    pixels = None if size is None else parse_size(size)
+    if method is not None:
+        method_named(method)
+    out = check_output(out or free_path(Path(f"{_file_name(prompt)}-{seed}.mp4")), overwrite)
+    folder = open_model_folder(model, method, weights)
+    if pixels is not None:
+        folder = folder.resized(*pixels)
+    if length is not None:
+        timeline.check_reached(last_start(folder.geometry, length))
+    scale = _scale(folder, scale)
+
+    recording = _make(folder, timeline, length, seed, out, overwrite, scale, quiet=as_json)
+    report = _report(folder, timeline, recording) | {"path": str(out), "model": model, "seed": seed, "scale": scale}
+    print(json.dumps(report, indent=2) if as_json else _summary(report))
+    if recording.interrupted and not endless:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of `WIDTHxHEIGHT`; raises ValueError for another form."""
+    match = re.fullmatch(r"(\d+)[x×](\d+)", text.strip().lower())
+    if match is None:
+        raise ValueError(f"--size must be WIDTHxHEIGHT in pixels, such as 832x480, got '{text}'")
+    return int(match[2]), int(match[1])
+
+
+def _make(
+    folder: "ModelFolder",
+    timeline: "Timeline",
+    seconds: float | None,
+    seed: int,
+    out: Path,
+    overwrite: bool,
+    scale: int,
+    quiet: bool,
+) -> "Recording":
+    """Load the model and record the video."""
+    import transformers
+
+    from reward_forcing.streaming.pipeline import StreamingVideoPipeline
+    from reward_forcing.streaming.recording import record
+    from reward_forcing.streaming.video_io import open_writer
+
+    transformers.utils.logging.disable_progress_bar()
+    geometry, (prompt, *later) = folder.geometry, timeline.singles()
+    with _progress(quiet) as bar, _notes():
+        task = bar.add_task("loading the model", total=None, fps="")
+
+        def show(chunk: "VideoChunk", recording: "Recording") -> None:
+            bar.update(task, completed=recording.frames, description=chunk.prompt, fps=f"{recording.fps:.1f} fps")
+
+        pipeline = StreamingVideoPipeline.load(folder)
+        bar.update(task, total=None if seconds is None else geometry.frames_for(seconds), description=prompt[1])
+        stream = pipeline.stream(prompt[1], at=later, seed=seed, height=geometry.height, width=geometry.width)
+        comment = f"rforce, model {folder.path.name}, method {folder.settings.method}, seed {seed}"
+        size = (geometry.height, geometry.width)
+        named = {"title": prompt[1], "comment": comment, "overwrite": overwrite}
+        writer = open_writer(out, geometry.fps, size, scale=scale, resample="bicubic", **named)
+        return record(stream if seconds is None else stream.until(seconds), writer, show)
+
+
+def _report(folder: "ModelFolder", timeline: "Timeline", recording: "Recording") -> dict[str, Any]:
+    geometry = folder.geometry
+    return {
+        "method": folder.settings.method,
+        "prompts": [{"at": time, "prompt": prompt} for time, prompt in timeline.singles()],
+        "frames": recording.frames,
+        "seconds": recording.frames / geometry.fps,
+        "video_fps": geometry.fps,
+        "width": geometry.width,
+        "height": geometry.height,
+        "interrupted": recording.interrupted,
+        "speed": recording.to_dict(),
+    }
+
+
+def _summary(report: dict[str, Any]) -> str:
+    speed, scale = report["speed"], report["scale"]
+    enlarged = f", enlarged {scale} times for viewing (--scale)" if scale > 1 else ""
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in speed["stage_seconds"].items())
+    return f"""{report["path"]}
+  {report["frames"]} frames, {report["seconds"]:.2f} s at {report["video_fps"]} fps, \
+{report["width"]}x{report["height"]}{enlarged}
+  model {report["model"]}, method {report["method"]}, seed {report["seed"]}
+  made at {speed["fps"]:.1f} fps, first frames after {speed["first_chunk_seconds"]:.2f} s
+  counting {speed["fps_includes"]}
+  stages: {stages}; video encoding runs beside them"""
+
+
+def _length(seconds: float | None, endless: bool) -> float | None:
+    """Seconds of video, None for endless."""
+    if endless and seconds is not None:
+        raise ValueError("give either --seconds or --endless, not both")
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise ValueError(
+            f"--seconds must be positive and finite, got {seconds:g}; for a video without end use --endless"
+        )
+    return None if endless else seconds or DEFAULT_SECONDS
+
+
+def _scale(folder: "ModelFolder", scale: int | None) -> int:
+    if scale is not None and scale < 1:
+        raise ValueError(f"--scale must be a whole number of at least 1, got {scale}")
+    return scale or max(1, SHOWN_SIZE // min(folder.geometry.height, folder.geometry.width))
+
+
+def _file_name(prompt: str) -> str:
+    """The prompt's first words as a file name."""
+    return "-".join(re.findall(r"\w+", prompt.lower())[:6])[:60] or "video"
+
+
+def _progress(quiet: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed} frames"),
+        TextColumn("{task.fields[fps]}"),
+        TimeElapsedColumn(),
+        console=console(),
+        transient=True,
+        disable=quiet or not console().is_terminal,
+    )
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Show the package's warnings as notes above the progress bar."""
+    logger, handler = logging.getLogger("reward_forcing"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: console().print(f"note: {record.getMessage()}", markup=False, soft_wrap=True)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

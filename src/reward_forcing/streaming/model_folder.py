@@ -1,0 +1,214 @@
+"""A model on disk: diffusers' layout with one more key, `streaming`, in `model_index.json`.
+
+Owns what the folder holds, and finds what is wrong with it before any weights are read. Networks themselves are read by
+`checkpoints` and `models`.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from pydantic import ValidationError
+from torch import nn
+
+from reward_forcing.checkpoints.detect import open_checkpoint
+from reward_forcing.checkpoints.diffusers import check_fit
+from reward_forcing.checkpoints.files import LazyTensor, find_weights, read_content
+from reward_forcing.checkpoints.hub import bundled, resolve
+from reward_forcing.checkpoints.load import open_network
+from reward_forcing.config import describe
+from reward_forcing.geometry import Geometry
+from reward_forcing.models.vae import StreamingVAE
+from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.streaming.methods import StreamingSettings, streaming_settings
+
+INDEX = "model_index.json"
+PIPELINES = ("StreamingVideoPipeline", "WanPipeline")
+BUNDLED = "mini"
+COMPONENTS = {
+    "transformer": ("diffusers", "WanTransformer3DModel"),
+    "vae": ("diffusers", "AutoencoderKLWan"),
+    "text_encoder": ("transformers", "UMT5EncoderModel"),
+    "tokenizer": ("transformers", "T5TokenizerFast"),
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that has been looked through: its place, how it streams, and its sizes in pixels and latents.
+
+    transformer: where the network's weights are, the folder itself unless others were named.
+    """
+
+    path: Path
+    transformer: Path
+    settings: StreamingSettings
+    geometry: Geometry
+    latent_channels: int
+
+    def resized(self, height: int, width: int) -> "ModelFolder":
+        """This model at another frame size; raises ValueError, with the nearest, for one that does not divide."""
+        settings = self.settings.model_copy(update={"height": height, "width": width})
+        return replace(self, settings=settings, geometry=replace(self.geometry, height=height, width=width))
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of a model: a path, a bundled name, or a hub id, which is downloaded into the hub's cache.
+
+    Raises FileNotFoundError, with the nearest name, if there is no such model.
+    """
+    if str(name) == BUNDLED and BUNDLED not in bundled() and not Path(name).exists():
+        raise FileNotFoundError(
+            f"the bundled model '{BUNDLED}' is not part of this installation; "
+            "name a model folder or a hub id, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+        )
+    return resolve(name)
+
+
+def open_model_folder(name: str | Path, method: str | None = None, weights: str | Path | None = None) -> ModelFolder:
+    """The model called `name` (see `find_model`), checked as far as headers and configurations tell.
+
+    method: one of `METHODS`; None takes the model's own. weights: a checkpoint of any known format whose transformer
+    replaces the folder's. Raises FileNotFoundError if a part is missing, ValueError for a folder of another kind, parts
+    that do not fit together, damaged weights and settings that make no sense.
+    """
+    path = find_model(name)
+    index = _read_index(path)
+    transformer = path if weights is None else resolve(weights)
+    network, _ = open_network(open_checkpoint(transformer))
+    vae = _check_vae(path / "vae")
+    text_dim = _check_text_encoder(path)
+    for part, has, other, needs in (
+        ("VAE", vae.vae.config["z_dim"], "latent channels", network.config["in_channels"]),
+        ("text encoder", text_dim, "text features", network.config["text_dim"]),
+    ):
+        if has != needs:
+            raise ValueError(f"'{path}': the transformer expects {needs} {other}, the {part} gives {has}")
+    try:
+        settings = streaming_settings(index.get("streaming"), method)
+    except ValidationError as error:
+        raise ValueError(f"'{path / INDEX}': streaming: {describe(error)}") from None
+    geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, network.patch)
+    return ModelFolder(path, transformer, settings, geometry, network.config["in_channels"])
+
+
+def write_model_folder(
+    out: str | Path,
+    transformer: WanDiT,
+    vae: AutoencoderKLWan,
+    text_encoder: str | Path,
+    tokenizer: str | Path,
+    settings: StreamingSettings | Mapping[str, Any],
+    model_card: str = "",
+    dtype: torch.dtype | None = torch.bfloat16,
+) -> Path:
+    """`out`, now a whole model folder that `StreamingVideoPipeline.from_pretrained` and diffusers' classes read.
+
+    text_encoder, tokenizer: folders to copy. settings: the key `streaming`; what a mapping leaves out is its method's.
+    model_card: the README.md, if any. dtype: of the stored transformer and VAE, None for as they are; both networks
+    are left unchanged. `model_index.json` is written last, so a folder that has one is whole.
+    Raises ValueError for settings that make no sense and FileNotFoundError if a folder to copy is missing.
+    """
+    out = Path(out)
+    settings = settings if isinstance(settings, StreamingSettings) else streaming_settings(settings)
+    for source, file in ((Path(text_encoder), "config.json"), (Path(tokenizer), "tokenizer_config.json")):
+        if not (source / file).is_file():
+            raise FileNotFoundError(f"no {file} in '{source}'")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / INDEX).unlink(missing_ok=True)
+    if dtype is not None:
+        transformer = copy.deepcopy(transformer).to_mixed(dtype)
+        vae = copy.deepcopy(vae)
+        nn.Module.to(vae, dtype)
+    transformer.save_pretrained(out / "transformer")
+    vae.save_pretrained(out / "vae")
+    for source, part in ((Path(text_encoder), "text_encoder"), (Path(tokenizer), "tokenizer")):
+        if source.resolve() != (out / part).resolve():
+            shutil.copytree(source, out / part, dirs_exist_ok=True)
+    for config in out.glob("*/config.json"):
+        _forget_origin(config)
+    FlowMatchEulerDiscreteScheduler(shift=settings.shift).save_pretrained(out / "scheduler")
+    if model_card:
+        (out / "README.md").write_text(model_card, encoding="utf-8")
+    index = {"_class_name": PIPELINES[0], "streaming": settings.model_dump(), **COMPONENTS}
+    (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return out
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """The content of `model_index.json`, of a kind that can be streamed."""
+    if path.is_file():
+        raise ValueError(
+            f"'{path}' is a file; expected a model folder with {INDEX}. A transformer's file goes in as the weights of "
+            "such a folder"
+        )
+    if not (path / INDEX).is_file():
+        parts = [part for part in COMPONENTS if (path / part).is_dir()]
+        found = f"it has {', '.join(parts)}" if parts else "it has none of a model's parts"
+        raise FileNotFoundError(f"no {INDEX} in '{path}', so it is not a whole model folder ({found})")
+    index = _read_json(path / INDEX)
+    if index.get("_class_name") not in PIPELINES:
+        raise ValueError(
+            f"'{path / INDEX}' describes a {index.get('_class_name')}; expected one of {', '.join(PIPELINES)}"
+        )
+    if not isinstance(index.get("streaming", {}), dict):
+        raise ValueError(f"'{path / INDEX}': streaming must be a group of settings, got {index['streaming']!r}")
+    return index
+
+
+def _check_vae(folder: Path) -> StreamingVAE:
+    """The VAE of `folder` without memory; raises unless the weights there fit its configuration."""
+    config = _read_json(folder / "config.json")
+    if config.get("_class_name") != "AutoencoderKLWan":
+        raise ValueError(f"'{folder}' holds a {config.get('_class_name')}; expected an AutoencoderKLWan")
+    with torch.device("meta"):
+        vae = cast(AutoencoderKLWan, AutoencoderKLWan.from_config(config))
+    try:
+        check_fit(vae, _headers(folder))
+    except ValueError as error:
+        raise ValueError(f"'{folder}': {error}") from error
+    return StreamingVAE(vae)
+
+
+def _check_text_encoder(path: Path) -> int:
+    """The width of the text encoder's output; raises unless its parts are there and their files whole."""
+    config = _read_json(path / "text_encoder" / "config.json")
+    if config.get("model_type") != "umt5" or "d_model" not in config:
+        kind = config.get("model_type")
+        raise ValueError(f"'{path / 'text_encoder'}' holds a text encoder of type {kind}; expected umt5")
+    if "encoder.final_layer_norm.weight" not in _headers(path / "text_encoder"):
+        raise ValueError(f"'{path / 'text_encoder'}' holds no whole UMT5 encoder")
+    _read_json(path / "tokenizer" / "tokenizer_config.json")
+    return config["d_model"]
+
+
+def _headers(folder: Path) -> dict[str, LazyTensor]:
+    """The parameters in the weight files of a component, unread."""
+    return {name: tensor for file in find_weights(folder) for name, tensor in read_content(file).items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in '{path.parent}'; the model folder is not whole")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}' must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop from a configuration where its network was once read from, which is nobody's business."""
+    content = _read_json(config)
+    if content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,189 @@
+"""From a prompt to frames: a model, read once, and the streams made with it.
+
+B batch, T pixel frames, H W pixel size. Owns the loading of a model, the batch of prompts and seeds, and what is said
+about prompts that the model cannot read. A method's numbers stand in `methods`, a running video in `stream`.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from reward_forcing.checkpoints.load import load_transformer
+from reward_forcing.config import nearest
+from reward_forcing.models.attention import TextContext
+from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.text import TextEncoder
+from reward_forcing.models.vae import StreamingVAE
+from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.rollout import KVCache, Rollout, SeededNoise, chunkwise
+from reward_forcing.streaming.methods import StreamingSettings
+from reward_forcing.streaming.model_folder import BUNDLED, ModelFolder, open_model_folder, write_model_folder
+from reward_forcing.streaming.prompts import At, Prompts, Timeline, changes_of
+from reward_forcing.streaming.stream import VideoStream, last_start
+
+EMBEDDINGS_KEPT = 16
+"""Prompts whose embeddings a pipeline remembers (8 MiB each for Wan2.1), so that none is encoded twice in a row."""
+
+logger = logging.getLogger(__name__)
+
+
+class StreamingVideoPipeline:
+    """A model ready to stream videos of prompts.
+
+    Made by `from_pretrained`. settings: the method's numbers and the frame size. The parts may be replaced by others of
+    the same kind; several streams may run side by side, for each holds its own cache and decoder state.
+    """
+
+    def __init__(
+        self, transformer: WanDiT, vae: StreamingVAE, text_encoder: TextEncoder, settings: StreamingSettings
+    ) -> None:
+        self.transformer = transformer
+        self.vae = vae
+        self.text_encoder = text_encoder
+        self.settings = settings
+        self.geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, transformer.patch)
+        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = BUNDLED,
+        *,
+        method: str | None = None,
+        weights: str | Path | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The pipeline of a model folder, a bundled model or a hub id; see `open_model_folder` and `load`."""
+        return cls.load(open_model_folder(model, method, weights), device, dtype)
+
+    @classmethod
+    def load(
+        cls, folder: ModelFolder, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """The pipeline of a folder that has been looked through; this is what reads the weights.
+
+        device: None takes a GPU where there is one. dtype: of the transformer and the VAE; None takes bfloat16 on a GPU
+        and float32 on a CPU, where the VAE takes the fastest.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        network_dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        transformer = load_transformer(folder.transformer, dtype=network_dtype, device=device)
+        vae = StreamingVAE.from_pretrained(folder.path / "vae", dtype, device)
+        text_encoder = TextEncoder.from_pretrained(folder.path, device=device)
+        return cls(transformer.requires_grad_(False), vae, text_encoder, folder.settings)
+
+    def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
+        """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded."""
+        out = Path(out)
+        self.text_encoder.save_pretrained(out)
+        parts = (self.transformer, self.vae.vae, out / "text_encoder", out / "tokenizer")
+        return write_model_folder(out, *parts, self.settings, model_card, dtype)
+
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        at: At | None = None,
+        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> VideoStream:
+        """The endless video of `prompt`, or a batch of them: one prompt for each sample, or one that all share.
+
+        at: prompt changes, such as `{5.0: "a blue ball"}`. seed: of every sample (0 if not given); seeds: one for each.
+        A sample depends on its own prompt and seed only, and the frames of a shorter video begin a longer one.
+        height, width: pixels, in place of the model's own.
+        Raises ValueError for empty prompts, bad times, counts that do not fit, and sizes that do not divide.
+        """
+        timeline = Timeline.of(prompt, at)
+        noise = SeededNoise(_samples([prompts for _, prompts in timeline.changes], seed, seeds))
+        geometry = self.geometry if height is None else replace(self.geometry, height=height)
+        geometry = geometry if width is None else replace(geometry, width=width)
+        for text in dict.fromkeys(text for _, prompts in timeline.changes for text in prompts):
+            self.warn_of_unknown_words(text)
+        weight = self.transformer.patch_embedding.weight
+        shape = (self.transformer.config["in_channels"], geometry.latent_height, geometry.latent_width)
+
+        def make_rollout(text: TextContext) -> Rollout:
+            denoiser, cache = Denoiser(self.transformer), KVCache.empty(self.settings.cache)
+            context_noise = self.settings.context_noise
+            where = {"device": weight.device, "dtype": weight.dtype}
+            schedule = chunkwise(self.settings.sigmas)
+            return Rollout(denoiser, schedule, cache, noise, text, shape, context_noise=context_noise, **where)
+
+        def encode(prompts: Prompts) -> TextContext:
+            return self.encode(prompts).expand(len(noise.seeds))
+
+        return VideoStream(make_rollout, encode, self.vae, geometry, timeline, self.warn_of_unknown_words)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        seconds: float,
+        *,
+        at: At | None = None,
+        seed: int | None = None,
+        seeds: Sequence[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Tensor:
+        """Frames [B, T, 3, H, W] in [0, 1], float32 on the CPU, that last `seconds`; arguments as in `stream`.
+
+        Raises ValueError, before anything is computed, also for `seconds` that are not positive and finite and for a
+        prompt that would begin after the last chunk.
+        """
+        at = changes_of(at)
+        Timeline.of(prompt, at).check_reached(last_start(self.geometry, seconds))
+        stream = self.stream(prompt, at=at, seed=seed, seeds=seeds, height=height, width=width)
+        return torch.cat([chunk.frames.cpu() for chunk in stream.until(seconds)], dim=1)
+
+    @torch.inference_mode()
+    def encode(self, prompts: Prompts) -> TextContext:
+        """The text context of `prompts`; the embeddings of the latest are remembered, each encoded by itself."""
+        rows = []
+        for prompt in prompts:
+            embedding = self._embeddings.pop(prompt, None)
+            self._embeddings[prompt] = self.text_encoder([prompt]) if embedding is None else embedding
+            rows.append(self._embeddings[prompt])
+            if len(self._embeddings) > EMBEDDINGS_KEPT:
+                self._embeddings.popitem(last=False)
+        return self.transformer.encode_text(torch.cat(rows))
+
+    def warn_of_unknown_words(self, prompt: str) -> None:
+        """Log what `explain_unknown_words` says, if it says anything."""
+        if message := self.explain_unknown_words(prompt):
+            logger.warning(message)
+
+    def explain_unknown_words(self, prompt: str) -> str | None:
+        """Which words of `prompt` the model cannot read, with the nearest it can, and what it can show; else None.
+
+        Only a miniature's tokenizer has unknown words; that of Wan2.1 spells every word.
+        """
+        unknown_words = self.text_encoder.unknown_words(prompt)
+        if not unknown_words:
+            return None
+        known = set(self.text_encoder.tokenizer.get_vocab()) - set(self.text_encoder.tokenizer.all_special_tokens)
+        named = [(word, nearest(word.lower(), known)) for word in unknown_words]
+        listed = ", ".join(f"'{word}' (did you mean '{near}'?)" if near else f"'{word}'" for word, near in named)
+        return f"this model does not know {listed} and makes a video of the rest. {self.settings.hint}".rstrip()
+
+
+def _samples(prompts: Sequence[Prompts], seed: int | None, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    """One seed for each sample of the batch that all prompts and seeds agree on."""
+    if seed is not None and seeds is not None:
+        raise ValueError("give either seed, for all samples, or seeds, one for each")
+    counts = {len(several) for several in prompts if len(several) > 1}
+    if seeds is not None:
+        counts |= {len(seeds)}
+    if len(counts) > 1:
+        raise ValueError(f"expected as many prompts as seeds, or a single one; got {sorted(counts)}")
+    batch = counts.pop() if counts else 1
+    return tuple(seeds) if seeds is not None else (seed or 0,) * batch

@@ -1,0 +1,138 @@
+"""One running video: an endless iterator of chunks whose prompt may change between two of them.
+
+B batch, T pixel frames, C latent channels, h, w latent rows and columns. Owns the order of a chunk's stages: text,
+passes, clean pass, decoding. Knows no folders and no file formats.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from reward_forcing.geometry import Geometry
+from reward_forcing.logs import Clock
+from reward_forcing.models.attention import TextContext
+from reward_forcing.models.vae import StreamingVAE, VAEState
+from reward_forcing.rollout import Rollout
+from reward_forcing.streaming.prompts import Prompts, Timeline, check_prompts
+
+STAGES = ("text", "dit", "commit", "decode")
+"""What a chunk's time goes to: a new prompt's text encoder and cross-attention keys; the denoising passes; the clean
+pass of the chunk before, whose keys and values enter the cache; the VAE."""
+
+
+@dataclass(frozen=True)
+class VideoChunk:
+    """What one step of a stream adds to the video.
+
+    frames: [B, T, 3, H, W] in [0, 1], float32, on the pipeline's device. start_frame, start_time: number and time, in
+    seconds, of its first frame. prompts: those in force, one or B. seconds: wall time by stage, see `STAGES`.
+    """
+
+    index: int
+    frames: Tensor
+    start_frame: int
+    start_time: float
+    prompts: Prompts
+    seconds: dict[str, float]
+
+    @property
+    def prompt(self) -> str:
+        """The first sample's prompt."""
+        return self.prompts[0]
+
+
+class VideoStream(Iterator[VideoChunk]):
+    """The chunks of a video without end; made by `StreamingVideoPipeline.stream`.
+
+    `prompt` may be set between two chunks and counts from the next one on: new cross-attention context, the
+    self-attention cache kept. Memory stops growing once the window is full. rollout, vae_state: what the stream is made
+    of, to be read between two chunks.
+
+    make_rollout: text context -> rollout. encode: prompts -> their text context. on_prompt: is told of prompts set.
+    """
+
+    def __init__(
+        self,
+        make_rollout: Callable[[TextContext], Rollout],
+        encode: Callable[[Prompts], TextContext],
+        vae: StreamingVAE,
+        geometry: Geometry,
+        timeline: Timeline,
+        on_prompt: Callable[[str], None],
+    ) -> None:
+        self.geometry = geometry
+        self.timeline = timeline
+        self.vae_state: VAEState | None = None
+        self._encode = encode
+        self._on_prompt = on_prompt
+        self._vae = vae
+        self._clock = Clock()
+        self._last_start = 0.0
+        self._prompts = self._encoded = timeline.changes[0][1]
+        with torch.inference_mode(), self._measure("text"):
+            self.rollout = make_rollout(encode(self._prompts))
+
+    @property
+    def prompt(self) -> str:
+        """The first sample's prompt, from the next chunk on."""
+        return self._prompts[0]
+
+    @prompt.setter
+    def prompt(self, prompt: str | Sequence[str]) -> None:
+        prompts, batch = check_prompts(prompt), self.rollout.text.batch
+        if len(prompts) not in (1, batch):
+            raise ValueError(f"expected one prompt or one for each of {batch} samples, got {len(prompts)}")
+        for text in dict.fromkeys(prompts):
+            self._on_prompt(text)
+        self._prompts = prompts
+
+    def __next__(self) -> VideoChunk:
+        start = self.geometry.frames_of(self.rollout.state.start)
+        time = start / self.geometry.fps
+        self._prompts = self.timeline.due(self._last_start, time) or self._prompts
+        with torch.inference_mode():
+            if self._prompts != self._encoded:
+                with self._measure("text"):
+                    self.rollout.text = self._encode(self._prompts)
+                self._encoded = self._prompts
+            with self._measure("commit"):
+                _ = self.rollout.cache
+            with self._measure("dit"):
+                chunk = next(self.rollout)
+            with self._measure("decode"):
+                frames, self.vae_state = self._vae.decode(chunk.latents, self.vae_state)
+        self._last_start = time
+        seconds = dict.fromkeys(STAGES, 0.0) | self._clock.take()
+        # Cloned out here: outside inference mode, inference tensors cannot be written to.
+        return VideoChunk(chunk.index, frames.clone(), start, time, self._prompts, seconds)
+
+    def until(self, seconds: float) -> Iterator[VideoChunk]:
+        """The chunks of the next `seconds` of video, the last one cut to the frame.
+
+        The stream itself moves on by whole chunks. Raises ValueError unless `seconds` is positive and finite.
+        """
+        return self._first(self.geometry.frames_for(seconds))
+
+    def _first(self, left: int) -> Iterator[VideoChunk]:
+        while left > 0:
+            chunk = next(self)
+            yield replace(chunk, frames=chunk.frames[:, :left])
+            left -= chunk.frames.shape[1]
+
+    @contextmanager
+    def _measure(self, stage: str) -> Iterator[None]:
+        """Add the time of a with-block to a stage, with the device's share of it."""
+        with self._clock(stage):
+            yield
+            if self._vae.vae.device.type == "cuda":
+                torch.cuda.synchronize(self._vae.vae.device)
+
+
+def last_start(geometry: Geometry, seconds: float) -> float:
+    """When, in seconds, the last chunk of a video of `seconds` begins."""
+    chunks = math.ceil(geometry.latent_frames_for(seconds) / geometry.chunk_frames)
+    return geometry.frames_of((chunks - 1) * geometry.chunk_frames) / geometry.fps

@@ -1,0 +1,84 @@
+"""Methods as values, and how a model's own numbers combine with them."""
+
+import pytest
+from pydantic import ValidationError
+
+from reward_forcing.streaming.methods import (
+    METHODS,
+    OF_THE_WEIGHTS,
+    StreamingSettings,
+    method_named,
+    streaming_settings,
+)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_complete_and_streams_480p(name: str) -> None:
+    settings = streaming_settings(None, name)
+    assert settings.method == name
+    assert settings.cache == METHODS[name].cache
+    assert settings.geometry().tokens_per_frame == 1560
+    assert [round(1000 * sigma, 2) for sigma in settings.sigmas] == [1000.0, 937.5, 833.33, 625.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "sink", "positions"),
+    [
+        ("reward", 9, ("ema", 3), "relative"),
+        ("self", 21, ("none", 0), "absolute"),
+        ("longlive", 12, ("static", 3), "absolute"),
+    ],
+)
+def test_methods_have_the_published_windows(name: str, window: int, sink: tuple[str, int], positions: str) -> None:
+    cache = METHODS[name].cache
+    assert (cache.window_frames, (cache.sink.kind, cache.sink.frames), cache.positions) == (window, sink, positions)
+
+
+def test_the_ema_sink_is_the_reference_codes() -> None:
+    assert METHODS["reward"].sink.model_dump() == {"kind": "ema", "frames": 3, "alpha": 0.999}
+
+
+OWN = {"window_frames": 15, "denoising_steps": [1000, 500], "shift": 3.0, "height": 64, "width": 64, "hint": "Balls."}
+
+
+@pytest.mark.parametrize("method", [None, "reward"])
+def test_a_models_own_numbers_replace_those_of_its_method(method: str | None) -> None:
+    settings = streaming_settings(OWN, method)
+    assert (settings.window_frames, settings.denoising_steps, settings.shift) == (15, (1000, 500), 3.0)
+    assert settings.sink == METHODS["reward"].sink
+
+
+def test_another_method_brings_its_cache_and_leaves_what_belongs_to_the_weights() -> None:
+    settings = streaming_settings(OWN, "longlive")
+    assert settings.cache == METHODS["longlive"].cache
+    assert all(getattr(settings, name) == getattr(streaming_settings(OWN), name) for name in OF_THE_WEIGHTS)
+
+
+def test_a_model_may_be_of_another_method() -> None:
+    assert streaming_settings({"method": "self"}).cache == METHODS["self"].cache
+
+
+def test_settings_survive_being_stored() -> None:
+    settings = streaming_settings(OWN, "longlive")
+    assert streaming_settings(settings.model_dump(mode="json")) == settings
+
+
+def test_an_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown method 'longlife'; did you mean 'longlive'\? \(reward, self, longlive\)"
+    ):
+        method_named("longlife")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"windows": 9}, {"window_frames": 5}, {"denoising_steps": [250, 500]}, {"sink": {"kind": "emma"}}, {"fps": 0}],
+)
+@pytest.mark.parametrize("method", [None, "self"])
+def test_settings_that_make_no_sense_are_refused_whatever_the_method(own: dict, method: str | None) -> None:
+    with pytest.raises(ValidationError):
+        streaming_settings(own, method)
+
+
+def test_minus_one_means_no_window() -> None:
+    assert StreamingSettings(window_frames=-1).cache.window_frames is None
