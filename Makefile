@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## Write out/demo.mp4 with the bundled miniature.
 	@mkdir -p out
-	$(BIN)/rforce generate "a red ball bounces over a blue floor" --seconds 5 --out out/demo.mp4
+	$(BIN)/rforce generate "a red ball bounces over a blue floor" --seconds 5 --out out/demo.mp4 --overwrite
 	@test -s out/demo.mp4 && echo "$(CURDIR)/out/demo.mp4"
 
 test: $(STAMP)  ## Run all tests in two processes.

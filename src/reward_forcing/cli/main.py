@@ -33,7 +33,14 @@ class Verb(NamedTuple):
         return getattr(importlib.import_module(f"reward_forcing.cli.{module}"), name)
 
 
-VERBS: dict[str, Verb] = {}
+VERBS = {
+    "generate": Verb("generate:generate", "Make a video of a prompt."),
+    "schedule": Verb("schedule:schedule", "Draw when a method denoises what, and what its attention sees."),
+    "train": Verb("train:train", "Train one stage of the recipe."),
+    "data": Verb("data:app", "Make and look at the procedural captioned world."),
+    "models": Verb("models:app", "List, inspect and convert checkpoints."),
+    "doctor": Verb("doctor:doctor", "Report what this machine can run, and how fast."),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,96 @@
+"""`rforce models`: what there is to load, what a checkpoint holds, and the same in another format."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from reward_forcing.checkpoints import CheckpointInfo
+
+app = typer.Typer(help="List, inspect and convert checkpoints.", no_args_is_help=True)
+
+Heads = Annotated[int | None, typer.Option(min=1, help="Attention heads, where neither width nor config.json tells.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Format(StrEnum):
+    """The formats that `rforce models convert` writes."""
+
+    DIFFUSERS = "diffusers"
+    WAN = "wan"
+    FORCING = "forcing"
+
+
+@app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """List the bundled models, and published ones that can be named the same way."""
+    from reward_forcing.checkpoints.hub import PUBLISHED, bundled
+
+    here = {name: str(folder) for name, folder in bundled().items()}
+    if as_json:
+        print(json.dumps({"bundled": here, "published": {model.id: model.what for model in PUBLISHED}}, indent=2))
+        return
+    width = max(len(name) for name in [*here, *(model.id for model in PUBLISHED)])
+    print("bundled" if here else "bundled: none")
+    for name, folder in here.items():
+        print(f"  {name:{width}}  {folder}")
+    print("published on the Hugging Face hub, downloaded when named")
+    for model in PUBLISHED:
+        print(f"  {model.id:{width}}  {model.what}")
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(help="A file, folder, bundled name or hub id.")],
+    heads: Heads = None,
+    hashes: Annotated[bool, typer.Option("--hash/--no-hash", help="Read every byte for SHA-256.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Tell a checkpoint's format, networks, sizes, configuration and hashes."""
+    from reward_forcing.checkpoints import inspect, resolve
+    from reward_forcing.checkpoints.hub import TRANSFORMER_FILES
+
+    found = inspect(resolve(path, TRANSFORMER_FILES), heads=heads, hashes=hashes)
+    print(json.dumps(found.to_dict(), indent=2) if as_json else describe(found))
+
+
+@app.command("convert")
+def convert_model(
+    source: Annotated[str, typer.Argument(help="A file, folder, bundled name or hub id.")],
+    destination: Annotated[Path, typer.Argument(help="The folder (diffusers, wan) or .pt file (forcing) to write.")],
+    to: Annotated[Format, typer.Option(help="The format to write.")] = Format.DIFFUSERS,
+    which: Annotated[str | None, typer.Option(help="The network of a file that holds several, as critic.")] = None,
+    heads: Heads = None,
+) -> None:
+    """Write a checkpoint's transformer in another format; values and dtypes stay as they are."""
+    from reward_forcing.checkpoints.convert import convert
+
+    print(convert(source, destination, to.value, which, heads=heads))
+
+
+def describe(found: "CheckpointInfo") -> str:
+    """An inspected checkpoint as aligned lines of text."""
+    lines = [found.path, f"  format     {found.format}"]
+    for role, network in found.roles.items():
+        dtypes = " ".join(network.dtypes)
+        mark = "  (default)" if role == found.default_role and len(found.roles) > 1 else ""
+        lines.append(
+            f"  {role:10} {network.parameters:,} parameters, {network.nbytes / 2**20:,.1f} MiB, {dtypes}{mark}"
+        )
+    if found.lora_rank is not None:
+        lines.append(f"  rank       {found.lora_rank}")
+    if found.config is not None:
+        c = found.config
+        width = c["num_attention_heads"] * c["attention_head_dim"]
+        heads = f"{c['num_attention_heads']} heads of {c['attention_head_dim']}"
+        lines.append(f"  network    {c['num_layers']} layers, width {width}, {heads}, feed-forward {c['ffn_dim']}")
+        lines.append(
+            f"  latents    {c['in_channels']} channels, patches {tuple(c['patch_size'])}; text {c['text_dim']}"
+        )
+    if found.config_problem:
+        lines.append(f"  unclear    {found.config_problem}")
+    lines += [f"  sha256     {digest}  {file}" for file, digest in found.sha256.items()]
+    return "\n".join(lines)
