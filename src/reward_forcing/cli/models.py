@@ -94,3 +94,29 @@ def describe(found: "CheckpointInfo") -> str:
         lines.append(f"  unclear    {found.config_problem}")
     lines += [f"  sha256     {digest}  {file}" for file, digest in found.sha256.items()]
     return "\n".join(lines)
+
+
+@app.command()
+def bundle(
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    transformer: Annotated[Path, typer.Option(help="A trained transformer/ folder.")],
+    vae: Annotated[Path, typer.Option(help="A trained vae/ folder.")],
+    text: Annotated[Path, typer.Option(help="A folder with text_encoder/ and tokenizer/.")],
+    settings: Annotated[Path, typer.Option(help="YAML: the model's streaming settings.")],
+    card: Annotated[Path | None, typer.Option(help="The model card, a Markdown file.")] = None,
+) -> None:
+    """Put trained parts together into a model folder that `rforce generate --model` takes."""
+    import torch
+
+    from reward_forcing.config import load_settings
+    from reward_forcing.streaming.methods import StreamingSettings
+    from reward_forcing.streaming.model_folder import write_model_folder
+    from reward_forcing.training.networks import load_transformer, load_vae
+
+    streaming = load_settings(StreamingSettings, settings)
+    words = card.read_text(encoding="utf-8") if card else ""
+    network, decoder = load_transformer(transformer, torch.device("cpu")), load_vae(vae).vae
+    parts = (network, decoder, text / "text_encoder", text / "tokenizer")
+    folder = write_model_folder(out, *parts, streaming, words)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reward_forcing.config import Settings
 from reward_forcing.data.dataset import clip, world_scene
 from reward_forcing.models.vae import decode_parallel, encode_parallel
+from reward_forcing.training.networks import load_vae
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
@@ -56,10 +57,15 @@ class VaeSettings(Settings):
 
 
 class VaeStageSettings(StageSettings):
-    """Settings of the VAE stage. phases: clip lengths in frames and global batches. size: of the frames, in pixels."""
+    """Settings of the VAE stage.
+
+    init: a VAE's folder to start from, in place of a fresh `model`. phases: clip lengths in frames and global batches.
+    size: of the frames, in pixels.
+    """
 
     stage: Literal["vae"] = "vae"
     model: VaeSettings = VaeSettings()
+    init: Path | None = None
     size: int = 64
     phases: tuple[Phase, ...]
     kl_weight: float = 1e-4
@@ -77,8 +83,8 @@ class VaeStage(Stage[VaeStageSettings]):
     def __init__(self, settings: VaeStageSettings, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(settings, seed, rank, world_size, device)
         torch.manual_seed(seed)
-        fresh = settings.model.build()
-        self.vae = fresh.to(device)  # pyright: ignore[reportArgumentType] diffusers wraps `to` without its types
+        vae = settings.model.build() if settings.init is None else load_vae(settings.init).vae.train()
+        self.vae = vae.requires_grad_(True).to(device)  # pyright: ignore[reportArgumentType] diffusers wraps `to` without its types
         for module in self.vae.modules():
             if isinstance(module, nn.Conv3d):
                 # 1.6 times as fast on a CPU in bf16

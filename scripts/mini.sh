@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Retrains the bundled miniature from nothing. Stopped at any moment, the same command goes on where it was.
+# RFORCE: the command; RUNS: where runs are kept; PROCESSES: training processes, one thread each.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+RFORCE=${RFORCE:-.venv/bin/rforce} RUNS=runs/mini PROCESSES=${PROCESSES:-2}
+export OMP_NUM_THREADS=1
+
+train() { "$RFORCE" train "configs/train/mini/$1.yaml" --out "$RUNS/$1" --processes "$PROCESSES"; }
+
+# data NAME COUNT: all parts at once, one process each
+latents() {
+  local part jobs=()
+  for ((part = 0; part < PROCESSES; part++)); do
+    "$RFORCE" data make --split "$1" --count "$2" --vae $RUNS/2_vae_long_clips/final/vae --out "$RUNS/latents/$1" \
+      --share "$part/$PROCESSES" &
+    jobs+=($!)
+  done
+  wait "${jobs[@]}"
+}
+
+train 1_vae_short_clips
+train 2_vae_long_clips
+train 3_text_encoder
+latents train 6000
+latents validation 128
+train 4_teacher
+train 5_causal
+train 6_dmd
+"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/6_dmd/final/transformer \
+  --vae $RUNS/2_vae_long_clips/final/vae --text $RUNS/3_text_encoder/final --settings configs/generate/mini.yaml
