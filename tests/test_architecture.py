@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "reward_forcing"
 FILES = sorted(PACKAGE.rglob("*.py"))
 NO_SIDEWAYS = (1, 3)
-EXTRAS = ["accelerate", "cv2", "fastapi", "lmdb", "lpips", "matplotlib", "peft", "playwright", "ray", "tensorboard"]
+EXTRAS = ["cv2", "fastapi", "lmdb", "lpips", "matplotlib", "peft", "playwright", "ray", "tensorboard"]
 EXTRAS += ["timm", "torchao", "torchvision", "uvicorn", "wandb", "webdataset"]
 
 

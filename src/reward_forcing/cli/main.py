@@ -38,6 +38,7 @@ VERBS = {
     "schedule": Verb("schedule:schedule", "Draw when a method denoises what, and what its attention sees."),
     "train": Verb("train:train", "Train one stage of the recipe."),
     "data": Verb("data:app", "Make and look at the procedural captioned world."),
+    "eval": Verb("eval:app", "Measure a model."),
     "models": Verb("models:app", "List, inspect and convert checkpoints."),
     "doctor": Verb("doctor:doctor", "Report what this machine can run, and how fast."),
 }
