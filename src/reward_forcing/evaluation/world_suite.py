@@ -102,5 +102,5 @@ def _rate(outcomes: Sequence[bool]) -> dict[str, float]:
     n, z = len(outcomes), 1.96
     rate = sum(outcomes) / n
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return {"rate": rate, "count": n, "low": centre - half, "high": centre + half}
+    margin = z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return {"rate": rate, "count": n, "low": max(0.0, centre - margin), "high": min(1.0, centre + margin)}

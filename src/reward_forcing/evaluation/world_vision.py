@@ -253,7 +253,10 @@ def _landscape(frames: Pixels, regions: list[list[Region]]) -> tuple[str, str] |
     if greenish and np.mean(blue > 15) > 0.8 and _span(list(sky.mean(axis=1))) > 30:
         return "day", ""
     if greenish and np.median(blue) > 60 and differs:
-        return "pan", _pan_direction(pixels)
+        land = (
+            pixels[:, int(0.55 * height) :].std(axis=0).max(axis=2)
+        )  # hills and trees pass there when the camera moves
+        return ("pan", _pan_direction(pixels)) if np.mean(land > 15) > 0.3 else ("day", "")
     if np.median([_flakes(frame) for frame in frames]) >= 6:
         return "snow", ""
     return None

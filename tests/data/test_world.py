@@ -1,0 +1,111 @@
+"""The world is deterministic, complete and true to its captions."""
+
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from reward_forcing.data.captions import TRAITS, UNSAID, caption, vocabulary
+from reward_forcing.data.dataset import clip, is_held_out, wording, world_scene
+from reward_forcing.data.palette import BACKGROUND_COLOURS, OBJECT_COLOURS, distance
+from reward_forcing.data.scenes import FPS, KINDS, render, sprites
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stretch_of_a_scene_equals_that_stretch_of_the_whole(kind: str) -> None:
+    scene = world_scene(3, "train", kind)
+    assert np.array_equal(render(scene, 40)[25:], render(scene, 15, start=25))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_moves_for_minutes(kind: str) -> None:
+    scene = world_scene(5, "train", kind)
+    for start in (0, 60 * FPS, 600 * FPS):
+        frames = render(scene, 24, start=start).astype(int)
+        assert np.abs(frames[8:] - frames[:-8]).mean() > 0.2, f"{scene} stands still after frame {start}"
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.has_object])
+def test_objects_move_slowly_enough_for_the_vae(kind: str) -> None:
+    t = np.arange(160, dtype=np.float32) / FPS
+    for index in range(12):
+        for sprite in sprites(world_scene(index, "train", kind), t):
+            steps = np.hypot(np.diff(sprite.x), np.diff(sprite.y))
+            assert steps[steps < 0.5].max() * 64 < 3.6, "pixels a frame at 64 x 64; larger jumps are returns"
+
+
+def test_scenes_of_a_split_never_change_and_splits_do_not_share_them() -> None:
+    assert [world_scene(i) for i in range(20)] == [world_scene(i) for i in range(20)]
+    assert not {world_scene(i) for i in range(50)} & {world_scene(i, "validation") for i in range(50)}
+
+
+def test_held_out_combinations_never_appear_in_training() -> None:
+    assert not any(is_held_out(world_scene(i)) for i in range(500))
+    held_out = [world_scene(i, "held_out") for i in range(200)]
+    assert all(is_held_out(scene) for scene in held_out if KINDS[scene.kind].has_object)
+    kinds = Counter(scene.kind for scene in held_out)
+    assert set(kinds) == set(KINDS), "every kind can be judged"
+
+
+def test_held_out_wordings_are_new_but_made_of_known_words() -> None:
+    known = set(vocabulary())
+    train = {wording(i, "train", seed) for i in range(400) for seed in range(3)}
+    held_out = {wording(i, "held_out") for i in range(300)}
+    assert not train & (held_out - {"a red ball bounces over a blue floor"})
+    for text in train | held_out:
+        assert set(text.replace(",", " ").split()) <= known, text
+
+
+def test_the_first_held_out_prompt_is_the_one_people_type() -> None:
+    scene = world_scene(0, "held_out")
+    assert wording(0, "held_out") == "a red ball bounces over a blue floor"
+    assert (scene.kind, scene.colour, scene.shape, scene.background, scene.setting) == (
+        "bounce", "red", "ball", "blue", "floor",
+    )  # fmt: skip
+
+
+def test_a_caption_says_what_the_scene_is_or_nothing() -> None:
+    silent = Counter()
+    for index in range(600):
+        scene = world_scene(index)
+        worded = caption(scene, np.random.default_rng(index))
+        truth = {"kind": scene.kind, "shape": scene.shape, "colour": scene.colour, "size": scene.size,
+                 "speed": scene.speed, "direction": scene.direction, "background": scene.background,
+                 "setting": scene.setting}  # fmt: skip
+        if scene.second is not None:
+            truth |= {"second_shape": scene.second[0], "second_colour": scene.second[1]}
+        for trait, value in worded.says.items():
+            assert value in TRAITS[trait]
+            assert value in (UNSAID, truth.get(trait)), (scene, worded)
+        if worded.says["colour"] not in (UNSAID,):
+            assert worded.says["colour"] in worded.text
+        silent.update(trait for trait, value in worded.says.items() if value == UNSAID)
+    assert silent["background"] > 40, "some captions leave the background out"
+    assert silent["colour"] > 10, "some captions leave the colour out"
+
+
+def test_object_colours_lie_apart() -> None:
+    for a, b in combinations(OBJECT_COLOURS, 2):
+        assert distance(OBJECT_COLOURS[a], OBJECT_COLOURS[b]) >= 100, (a, b)
+    assert {"red", "blue", "green", "gray", "black", "white", "brown"} <= set(BACKGROUND_COLOURS)
+
+
+def test_objects_stand_out_from_their_background() -> None:
+    for index in range(300):
+        scene = world_scene(index)
+        if KINDS[scene.kind].has_object and scene.setting == "plain":
+            assert distance(OBJECT_COLOURS[scene.colour], BACKGROUND_COLOURS[scene.background]) >= 85, scene
+
+
+def test_a_clip_is_frames_in_unit_range() -> None:
+    frames = clip(world_scene(1), 5, size=32)
+    assert frames.shape == (5, 3, 32, 32)
+    assert 0 <= float(frames.min()) < float(frames.max()) <= 1
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'train'"):
+        world_scene(0, "trian")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="did you mean 'bounce'"):
+        world_scene(0, "train", "bonce")
