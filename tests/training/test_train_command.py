@@ -29,7 +29,7 @@ def train(tmp_path):
             env=os.environ | {"PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"} | (environment or {}),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert done.returncode == expect, done.stdout + done.stderr
         return done.stdout + done.stderr

@@ -64,6 +64,15 @@ def _launch_workers(processes: int, config: Path, overrides: tuple[str, ...], ou
         rank, failure = failed.get_first_failure()
         if failure.exitcode > 128:
             return failure.exitcode
-        typer.echo(f"training process {rank} failed: {failure.message}", err=True)
-        return 1
+        raise _as_error(rank, failure.message) from None
     return 0
+
+
+def _as_error(rank: int, message: object) -> Exception:
+    """Return the error that ended a process: a ValueError again if it was one, else with the process's traceback."""
+    if not isinstance(message, dict):
+        return RuntimeError(f"training process {rank} ended: {message}")
+    kind, _, text = str(message["message"]).partition(": ")
+    if kind == "ValueError":
+        return ValueError(text)
+    return RuntimeError(f"training process {rank} failed\n{message['extraInfo']['py_callstack']}")

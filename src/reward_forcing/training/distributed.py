@@ -1,5 +1,6 @@
 """Several processes train one model: who am I, equal weights, averaged gradients. gloo on CPUs, nccl on GPUs."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+_LAUNCHER_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,16 @@ def launch(processes: int, function: Callable[..., object], *arguments: Any) -> 
     """Run `function(*arguments)` in so many processes, as torchrun would, to their end.
 
     The function must be importable by name. Raises torch's ChildFailedError if a process fails, and SignalException
-    after the processes were told to stop (each has an hour to save and leave).
+    after the processes were told to stop (each has an hour to save and leave). The caller reports either: the
+    launcher's own many lines are silenced.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith(_LAUNCHER_LOGGERS)]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=1,

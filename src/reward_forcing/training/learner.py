@@ -20,6 +20,8 @@ class Learner:
         self.network = network
         self.clip_norm = settings.clip_norm
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise ValueError(f"role '{role}' has no trainable parameters; leave it out of the stage's networks")
         hidden = hidden_matrices(network, edges)
         self.optimizers = build_optimizers(settings.optimizers[role], self.parameters, hidden)
         self.ema = Ema(settings.ema[role], self.parameters) if role in settings.ema else None

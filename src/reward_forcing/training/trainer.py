@@ -89,13 +89,17 @@ class Trainer:
                 self.step += 1
                 progress.advance(self.step)
                 self._after_step(progress)
-                if self._stop_asked and self.step < steps:
+                if self._should_stop() and self.step < steps:
                     self._save()
                     number = self._interrupt.signal or signal.SIGTERM
                     self._say(f"stopped after step {self.step} and saved; the same command continues from there")
                     return Outcome(self.step, number)
         self._finish()
         return Outcome(self.step)
+
+    def _should_stop(self) -> bool:
+        """Whether all processes know that one was asked to stop: they must leave after the same step."""
+        return self._stop_asked or (self.world.size == 1 and self._interrupt.signal is not None)
 
     def _train_step(self, step: int) -> None:
         """Update the roles that are due, in the stage's order."""
