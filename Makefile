@@ -39,6 +39,4 @@ format: $(STAMP)  ## Apply the format.
 	$(BIN)/ruff format .
 
 mini: $(STAMP)  ## Retrain the bundled miniature, stage by stage; the same command resumes.
-	set -e; for settings in configs/train/mini/[0-9]*.yaml; do \
-	  $(BIN)/rforce train "$$settings" --out "runs/mini/$$(basename "$$settings" .yaml)" --processes 2; \
-	done
+	RFORCE=$(BIN)/rforce scripts/mini.sh

@@ -22,7 +22,7 @@ latents() {
 train 1_vae_short_clips
 train 2_vae_long_clips
 train 3_text_encoder
-latents train 6000
+latents train 5000
 latents validation 128
 train 4_teacher
 train 5_causal
