@@ -265,6 +265,25 @@ def test_the_cache_carries_gradients_only_when_asked(kv_grad, reaches):
     assert (context_gain.grad is not None and context_gain.grad.abs() > 1e-6) == reaches
 
 
+@pytest.mark.parametrize(("kv_grad", "reaches"), [("none", False), ("clean", True)])
+def test_a_clean_pass_in_the_graph_reaches_the_earlier_chunks_latents(kv_grad, reaches):
+    denoiser = ToyDenoiser(torch.tensor(0.5, requires_grad=True))
+    first, second = take(make(denoiser, schedule=chunkwise(SIGMAS, grad_from=0), kv_grad=kv_grad), 2)
+    (gradient,) = torch.autograd.grad(second.sum(), first, allow_unused=True)
+    assert (gradient is not None and bool(gradient.abs().max() > 0)) == reaches
+
+
+def test_gradients_never_cross_from_one_pass_to_the_one_before():
+    def gradient(schedule: Iterator[Pass]) -> Tensor:
+        gain = torch.tensor(0.5, requires_grad=True)
+        torch.cat(take(make(ToyDenoiser(gain), schedule=schedule), 2)).sum().backward()
+        assert gain.grad is not None
+        return gain.grad
+
+    everywhere = (replace(step, grad=True) for step in chunkwise(SIGMAS))
+    torch.testing.assert_close(gradient(everywhere), gradient(chunkwise(SIGMAS, grad_from=0)))
+
+
 class Split(ToyDenoiser):
     """A toy whose clean pass has a gain of its own, so that gradients through the cache can be told apart."""
 
