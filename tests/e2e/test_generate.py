@@ -196,7 +196,7 @@ def test_a_killed_video_plays(tiny: tuple[str, ...], workplace: Path) -> None:
     wait_for_bytes(workplace / "killed.mp4", 50_000, process)
     process.kill()
     process.communicate()
-    assert len(read_video("killed.mp4")[0]) > 8
+    assert len(read_video("killed.mp4")[0]) >= 8
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_chunks_follow_each_other_in_the_video(pipeline: StreamingVideoPipeline)
     assert [chunk.frames.shape for chunk in chunks] == [(1, frames, 3, 32, 32) for frames in CHUNKS]
     assert [chunk.start_frame for chunk in chunks] == [0, 5, 13, 21]
     assert [chunk.start_time for chunk in chunks] == [frame / 16 for frame in (0, 5, 13, 21)]
-    assert all(0 <= chunk.frames.min() and chunk.frames.max() <= 1 for chunk in chunks)
+    assert all(chunk.frames.min() >= 0 and chunk.frames.max() <= 1 for chunk in chunks)
 
 
 def test_frames_are_ordinary_tensors(pipeline: StreamingVideoPipeline) -> None:

@@ -32,7 +32,7 @@ class Collector:
 
 
 def picture(value: float) -> Tensor:
-    return torch.full((1, 3, 2, 2), value)
+    return torch.full((1, 3, 2, 2), float(value))
 
 
 def chunks(count: int, then: BaseException | None = None) -> Iterator[VideoChunk]:
