@@ -6,6 +6,7 @@ from itertools import count, islice
 
 import pytest
 import torch
+from rollout.toy import SHAPE, SIGMAS, ToyDenoiser, toy_text
 from torch import Tensor
 
 from reward_forcing.flow import add_noise
@@ -14,7 +15,6 @@ from reward_forcing.rollout.noise import SeededNoise
 from reward_forcing.rollout.rollout import Chunk, Rollout
 from reward_forcing.rollout.schedule import Pass, chunkwise
 from reward_forcing.rollout.sinks import EmaSink, NoSink
-from rollout.toy import SHAPE, SIGMAS, ToyDenoiser, toy_text
 
 SETTINGS = CacheSettings(window_frames=6, chunk_frames=2, sink=EmaSink(frames=2, alpha=0.5))
 NOISE = SeededNoise((1,))
