@@ -90,7 +90,7 @@ class Geometry:
         return self.frames_of((index + 1) * self.chunk_frames) - self.frames_of(index * self.chunk_frames)
 
     def frames_for(self, seconds: float) -> int:
-        """Pixel frames of the shortest video that lasts at least `seconds`; raises ValueError unless positive, finite."""
+        """Pixel frames of the shortest video of at least `seconds`; raises ValueError unless positive and finite."""
         if not 0 < seconds < math.inf:
             raise ValueError(f"seconds must be positive and finite, got {seconds}")
         return math.ceil(round(seconds * self.fps, 6))

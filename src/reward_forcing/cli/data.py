@@ -80,7 +80,8 @@ def _make_videos(out: Path, count: int, split: str, frames: int, size: int, part
             if not truth.is_file():  # written last: a clip without it is not whole
                 scene = world_scene(index, split)  # pyright: ignore[reportArgumentType]
                 words = caption(scene, np.random.default_rng([0, index]), held_out=split == "held_out")
-                with open_writer(out / f"{index:06d}.mp4", FPS, (size, size), title=words.text, overwrite=True) as writer:
+                video = out / f"{index:06d}.mp4"
+                with open_writer(video, FPS, (size, size), title=words.text, overwrite=True) as writer:
                     writer.write(clip(scene, frames, size))
                 temporary = truth.with_suffix(f".{os.getpid()}.tmp")
                 temporary.write_text(json.dumps({"caption": words.text, "says": words.says, "scene": asdict(scene)}))
