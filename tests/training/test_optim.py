@@ -78,7 +78,7 @@ def test_muon_lowers_the_loss_of_a_convolutional_network_in_channels_last_memory
     optimizers = build_optimizers(settings, dict(network.named_parameters()), hidden)
     x, y = torch.randn(4, 2, 6, 6, 6), torch.randn(4, 1, 2, 2, 2)
     losses = []
-    for _ in range(20):
+    for _ in range(40):
         network.zero_grad()
         loss = (network(x) - y).square().mean()
         loss.backward()
