@@ -69,15 +69,6 @@ def matrix_shape(weight: Tensor) -> tuple[int, int]:
     return weight.shape[0], weight[0].numel()
 
 
-def memory_order(weight: Tensor) -> list[int]:
-    """Return the dimensions of a weight, rows first and the others as they lie in memory.
-
-    The order of a matrix's columns does not matter to Muon; that of memory lets channels-last kernels become matrices
-    without a copy.
-    """
-    return [0, *sorted(range(1, weight.ndim), key=lambda dim: -weight.stride(dim))]
-
-
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Return the nearest semi-orthogonal matrices, roughly: singular values between about 0.7 and 1.2.
 
@@ -133,17 +124,15 @@ class Muon(torch.optim.Optimizer):
                 self.state[p]["momentum"] = torch.zeros_like(p)
             momenta.append(self.state[p]["momentum"])
         ahead = []
-        for p, gradient, momentum in zip(weights, gradients, momenta, strict=True):
+        for gradient, momentum in zip(gradients, momenta, strict=True):
             momentum.lerp_(gradient, 1 - group["momentum"])
-            nesterov = gradient.lerp(momentum, group["momentum"])
-            ahead.append(nesterov.permute(memory_order(p)).reshape(rows, columns))
+            ahead.append(gradient.lerp(momentum, group["momentum"]).reshape(rows, columns))
         directions = orthogonalise(torch.stack(ahead))
         lr = group["lr"] * math.sqrt(max(1.0, rows / columns))
         for p, direction in zip(weights, directions, strict=True):
             if group["weight_decay"]:
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-            view = p.permute(memory_order(p))
-            view.add_(direction.reshape(view.shape), alpha=-lr)
+            p.add_(direction.reshape(p.shape), alpha=-lr)
 
 
 def hidden_matrices(network: nn.Module, edges: Iterable[str] = ()) -> list[str]:
