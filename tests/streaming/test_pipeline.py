@@ -158,6 +158,12 @@ def test_a_video_needs_a_length(pipeline: StreamingVideoPipeline, seconds: float
         pipeline.generate(PROMPT, seconds)
 
 
+def test_a_prompt_set_before_the_first_chunk_replaces_the_first_prompt(pipeline: StreamingVideoPipeline) -> None:
+    stream = pipeline.stream(PROMPT)
+    stream.prompt = "a blue ball"
+    assert torch.equal(frames_of(stream, 2), frames_of(pipeline.stream("a blue ball"), 2))
+
+
 def test_streams_run_side_by_side(pipeline: StreamingVideoPipeline) -> None:
     one, two = pipeline.stream(PROMPT, seed=1), pipeline.stream("a blue ball", seed=2)
     woven = [next(stream).frames for _ in range(3) for stream in (one, two)]

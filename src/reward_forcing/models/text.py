@@ -90,6 +90,11 @@ class TextEncoder:
         words = dict.fromkeys(re.findall(r"\w+(?:['’-]\w+)*", clean_prompt(prompt)))
         return [word for word in words if unknown_id in self.tokenizer(word, add_special_tokens=False)["input_ids"]]
 
+    def load(self) -> "TextEncoder":
+        """This encoder with its weights read, now rather than on the first call."""
+        self._load()
+        return self
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `text_encoder/` and `tokenizer/` under `folder`, as `from_pretrained` reads them."""
         self._load().save_pretrained(Path(folder) / "text_encoder")

@@ -4,6 +4,7 @@ B batch, T pixel frames, H W pixel size. Owns the loading of a model, the batch 
 about prompts that the model cannot read. A method's numbers stand in `methods`, a running video in `stream`.
 """
 
+import difflib
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 
 from reward_forcing.checkpoints.load import load_transformer
-from reward_forcing.config import nearest
 from reward_forcing.models.attention import TextContext
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
@@ -76,7 +76,7 @@ class StreamingVideoPipeline:
         network_dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         transformer = load_transformer(folder.transformer, dtype=network_dtype, device=device)
         vae = StreamingVAE.from_pretrained(folder.path / "vae", dtype, device)
-        text_encoder = TextEncoder.from_pretrained(folder.path, device=device)
+        text_encoder = TextEncoder.from_pretrained(folder.path, device=device).load()
         return cls(transformer.requires_grad_(False), vae, text_encoder, folder.settings)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
@@ -122,7 +122,9 @@ class StreamingVideoPipeline:
         def encode(prompts: Prompts) -> TextContext:
             return self.encode(prompts).expand(len(noise.seeds))
 
-        return VideoStream(make_rollout, encode, self.vae, geometry, timeline, self.warn_of_unknown_words)
+        return VideoStream(
+            make_rollout, encode, self.vae, geometry, timeline, len(noise.seeds), self.warn_of_unknown_words
+        )
 
     def generate(
         self,
@@ -171,8 +173,9 @@ class StreamingVideoPipeline:
         if not unknown_words:
             return None
         known = set(self.text_encoder.tokenizer.get_vocab()) - set(self.text_encoder.tokenizer.all_special_tokens)
-        named = [(word, nearest(word.lower(), known)) for word in unknown_words]
-        listed = ", ".join(f"'{word}' (did you mean '{near}'?)" if near else f"'{word}'" for word, near in named)
+        # a closer match than for settings: any word may be meant, not one of a few
+        named = [(word, difflib.get_close_matches(word.lower(), known, 1, cutoff=0.75)) for word in unknown_words]
+        listed = ", ".join(f"'{word}' (did you mean '{near[0]}'?)" if near else f"'{word}'" for word, near in named)
         return f"this model does not know {listed} and makes a video of the rest. {self.settings.hint}".rstrip()
 
 

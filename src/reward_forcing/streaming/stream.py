@@ -49,8 +49,8 @@ class VideoStream(Iterator[VideoChunk]):
     """The chunks of a video without end; made by `StreamingVideoPipeline.stream`.
 
     `prompt` may be set between two chunks and counts from the next one on: new cross-attention context, the
-    self-attention cache kept. Memory stops growing once the window is full. rollout, vae_state: what the stream is made
-    of, to be read between two chunks.
+    self-attention cache kept. Memory stops growing once the window is full. Nothing is computed before the first
+    chunk is asked for. rollout, vae_state: what the stream is made of, to be read between two chunks.
 
     make_rollout: text context -> rollout. encode: prompts -> their text context. on_prompt: is told of prompts set.
     """
@@ -62,10 +62,12 @@ class VideoStream(Iterator[VideoChunk]):
         vae: StreamingVAE,
         geometry: Geometry,
         timeline: Timeline,
+        batch: int,
         on_prompt: Callable[[str], None],
     ) -> None:
         self.geometry = geometry
         self.timeline = timeline
+        self.batch = batch
         self.vae_state: VAEState | None = None
         self._encode = encode
         self._on_prompt = on_prompt
@@ -73,8 +75,17 @@ class VideoStream(Iterator[VideoChunk]):
         self._clock = Clock()
         self._last_start = 0.0
         self._prompts = self._encoded = timeline.changes[0][1]
-        with torch.inference_mode(), self._measure("text"):
-            self.rollout = make_rollout(encode(self._prompts))
+        self._make_rollout = make_rollout
+        self._rollout: Rollout | None = None
+
+    @property
+    def rollout(self) -> Rollout:
+        """What makes the latents; begun, with the first prompt encoded, when it is first asked for."""
+        if self._rollout is None:
+            with torch.inference_mode(), self._measure("text"):
+                self._rollout = self._make_rollout(self._encode(self._prompts))
+            self._encoded = self._prompts
+        return self._rollout
 
     @property
     def prompt(self) -> str:
@@ -83,9 +94,9 @@ class VideoStream(Iterator[VideoChunk]):
 
     @prompt.setter
     def prompt(self, prompt: str | Sequence[str]) -> None:
-        prompts, batch = check_prompts(prompt), self.rollout.text.batch
-        if len(prompts) not in (1, batch):
-            raise ValueError(f"expected one prompt or one for each of {batch} samples, got {len(prompts)}")
+        prompts = check_prompts(prompt)
+        if len(prompts) not in (1, self.batch):
+            raise ValueError(f"expected one prompt or one for each of {self.batch} samples, got {len(prompts)}")
         for text in dict.fromkeys(prompts):
             self._on_prompt(text)
         self._prompts = prompts
