@@ -162,7 +162,9 @@ def test_a_folder_that_is_not_whole_is_bad_input(
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
     """The command in a process of its own."""
-    code = "from reward_forcing.cli.main import main; main()"
+    # a test run in the background ignores Ctrl-C, and its children would inherit that
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from reward_forcing.cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "generate", PROMPT, *arguments],
         stdout=subprocess.PIPE,
