@@ -115,7 +115,7 @@ def test_nearest_repeats_every_pixel():
 KILLED = """
 import contextlib, os, signal, sys, torch
 from reward_forcing.streaming.video_io import FORMATS, open_writer
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores Ctrl-C, and so would this
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a test run in the background
 with contextlib.ExitStack() as stack:
     writers = [stack.enter_context(open_writer(sys.argv[1] + suffix, 16, (32, 48))) for suffix in FORMATS]
     for i in range(20):
