@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from reward_forcing.models.attention import AttentionPattern, attend_pattern
+from reward_forcing.models import attention
+from reward_forcing.models.attention import AttentionPattern, attend, attend_pattern
 from reward_forcing.models.masks import block_causal, teacher_forcing
 
 small = st.integers(1, 4)
@@ -59,3 +60,16 @@ def test_impossible_patterns_are_refused():
         AttentionPattern((((0, 2), ((0, 3),)),), (0, 1))
     with pytest.raises(ValueError, match="3 positions given for 2 query frames"):
         AttentionPattern((((0, 2), ((0, 2),)),), (0, 1, 2))
+
+
+@pytest.mark.parametrize("at_once", [1 << 24, 700])
+def test_bfloat16_products_on_a_cpu_agree_with_the_fused_kernel(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, n, 3, 16, generator=generator, dtype=torch.bfloat16) for n in (20, 33, 33))
+    exact = attend(query.float(), key.float(), value.float())
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = attend(query, key, value)
+        assert out.dtype == torch.bfloat16
+        assert float((out.float() - exact).norm() / exact.norm()) < 1e-2
