@@ -24,9 +24,10 @@ train 2_vae_long_clips
 train 3_text_encoder
 latents train 5000
 latents validation 128
-train 4_teacher
-train 5_causal
-train 6_dmd
-"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/6_dmd/final/transformer \
+train 4_teacher_short_clips
+train 5_teacher
+train 6_causal
+train 7_dmd
+"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/7_dmd/final/transformer \
   --vae $RUNS/2_vae_long_clips/final/vae --text $RUNS/3_text_encoder/final --settings configs/generate/mini.yaml \
   --card configs/generate/mini_card.md

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from reward_forcing.config import Settings
@@ -89,7 +89,7 @@ class FlowMatchingSettings(StageSettings):
     latents, validation_latents: stores made by `rforce data make`. text: folder with text_encoder/ and tokenizer/.
     vae: to look at samples. model: size of a fresh transformer; init: a transformer's folder to start from instead.
     phases: clip lengths in latent frames, and batches. drop_text: part of the captions replaced by the empty prompt,
-    for guidance.
+    for guidance. first_frame_weight: of the first latent frame in the bidirectional loss; it alone is one pixel frame.
     """
 
     stage: Literal["flow_matching"] = "flow_matching"
@@ -102,6 +102,7 @@ class FlowMatchingSettings(StageSettings):
     objective: Objective = Bidirectional()
     phases: tuple[Phase, ...]
     drop_text: float = Field(0.1, ge=0, le=1)
+    first_frame_weight: PositiveFloat = 1.0
     sample_steps: PositiveInt = 25
     sample_shift: float = 5.0
     guidance: float = 4.0
@@ -162,7 +163,10 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         sigma = shift_sigma(u, objective.shift).to(x0)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         velocity, _ = self.network(add_noise(x0, noise, sigma), TIMESTEPS * sigma, text)
-        return (velocity.float() - (noise - x0)).square().mean()
+        error = (velocity.float() - (noise - x0)).square().mean(dim=(0, 2, 3, 4))
+        weight = torch.ones_like(error)
+        weight[0] = self.settings.first_frame_weight
+        return (weight * error).sum() / weight.sum()
 
     def _teacher_forcing(
         self, x0: Tensor, u: Tensor, text: TextContext, generator: torch.Generator, objective: TeacherForcing
