@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reward_forcing.checkpoints.hub import bundled
+from reward_forcing.streaming import model_folder
 from reward_forcing.streaming.methods import METHODS, streaming_settings
 from reward_forcing.streaming.model_folder import INDEX, open_model_folder, write_model_folder
 from reward_forcing.streaming.pipeline import StreamingVideoPipeline
@@ -161,8 +161,8 @@ def test_a_file_is_no_model_folder(tiny_model_folder: Path) -> None:
         open_model_folder(tiny_model_folder / INDEX)
 
 
-@pytest.mark.skipif("mini" in bundled(), reason="the miniature is installed")
-def test_a_missing_miniature_is_told_as_such() -> None:
+def test_a_missing_miniature_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_folder, "bundled", dict)
     with pytest.raises(FileNotFoundError, match="the bundled model 'mini' is not part of this installation"):
         open_model_folder("mini")
 
