@@ -8,12 +8,12 @@ export OMP_NUM_THREADS=1
 
 train() { "$RFORCE" train "configs/train/mini/$1.yaml" --out "$RUNS/$1" --processes "$PROCESSES"; }
 
-# data NAME COUNT: all parts at once, one process each
+# latents NAME SPLIT COUNT [OPTION...]: all parts at once, one process each
 latents() {
   local part jobs=()
   for ((part = 0; part < PROCESSES; part++)); do
-    "$RFORCE" data make --split "$1" --count "$2" --vae $RUNS/2_vae_long_clips/final/vae --out "$RUNS/latents/$1" \
-      --share "$part/$PROCESSES" &
+    "$RFORCE" data make --split "$2" --count "$3" --vae $RUNS/2_vae_long_clips/final/vae --out "$RUNS/latents/$1" \
+      --share "$part/$PROCESSES" "${@:4}" &
     jobs+=($!)
   done
   wait "${jobs[@]}"
@@ -22,12 +22,14 @@ latents() {
 train 1_vae_short_clips
 train 2_vae_long_clips
 train 3_text_encoder
-latents train 5000
-latents validation 128
+latents train train 5000
+latents validation validation 128
+latents switches train 1800 --switch-chunk 3
 train 4_teacher_short_clips
 train 5_teacher
-train 6_causal
-train 7_dmd
-"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/7_dmd/final/transformer \
+train 6_teacher_switches
+train 7_causal
+train 8_dmd
+"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/8_dmd/final/transformer \
   --vae $RUNS/2_vae_long_clips/final/vae --text $RUNS/3_text_encoder/final --settings configs/generate/mini.yaml \
   --card configs/generate/mini_card.md

@@ -45,6 +45,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 24), ("validation", 4)):
         sizes = ("--frames", "21", "--size", "32", "--shard-size", "8", "--count", str(count))
         rforce(folder, "data", "make", "--split", split, "--vae", vae, "--out", str(runs / "latents" / split), *sizes)
+    switches = ("--switch-chunk", "2", "--frames", "21", "--size", "32", "--shard-size", "8", "--count", "12")
+    rforce(folder, "data", "make", "--vae", vae, "--out", str(runs / "latents/switches"), *switches)
     train("3_teacher")
     parts = ("--teacher", str(runs / "3_teacher/final/transformer"), "--text", str(runs / "2_text_encoder/final"))
     rforce(folder, "data", "ode-pairs", *parts, "--out", str(runs / "ode_pairs"), "--latent-shape", "6,8,4,4",

@@ -134,6 +134,15 @@ def test_other_settings_in_the_same_folder_are_an_error_naming_the_keys(tmp_path
         run(tmp_path, batch_size=16, steps=10)
 
 
+def test_a_run_from_before_a_setting_existed_continues_with_its_default(tmp_path):
+    run(tmp_path, steps=3)
+    path = max((tmp_path / "checkpoints").glob("*.pt"))
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["nan_until"]
+    torch.save(state, path)
+    assert run(tmp_path, steps=6) == Outcome(6)
+
+
 def test_a_non_finite_update_is_skipped_and_counted(tmp_path):
     run(tmp_path, nan_from=2, nan_until=4, log_every=1)
     rows = JsonLines(tmp_path / "log.jsonl").rows()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,9 @@ def make(
     size: Annotated[int, typer.Option(min=16, help="Width and height in pixels.")] = 64,
     vae: Annotated[Path | None, typer.Option(help="Write latents of this VAE's folder instead of videos.")] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Clips in a shard of latents.")] = 256,
+    switch_chunk: Annotated[
+        int, typer.Option(min=0, help="Clips whose prompt is switched at a multiple of so many latent frames.")
+    ] = 0,
     share: Annotated[str, typer.Option(help="i/n: make only the i-th of n parts, from 0/n on.")] = "0/1",
 ) -> None:
     """Render clips with captions and the truth of every attribute, as .mp4 files or as latents."""
@@ -32,7 +36,10 @@ def make(
         raise ValueError(unknown("split", split, SPLITS))
     part = _parse_share(share)
     if vae is not None:
-        _make_latents(out, vae, count, split, frames, size, shard_size, part)
+        what = {"count": count, "split": split, "frames": frames, "size": size, "shard_size": shard_size}
+        _make_latents(out, vae, what | {"switch_chunk": switch_chunk}, part)
+    elif switch_chunk:
+        raise ValueError("--switch-chunk makes latents: say which VAE encodes them, with --vae")
     else:
         _make_videos(out, count, split, frames, size, part)
 
@@ -44,24 +51,19 @@ def _parse_share(share: str) -> tuple[int, int]:
     return int(index), int(parts)
 
 
-def _make_latents(
-    out: Path, vae: Path, count: int, split: str, frames: int, size: int, shard_size: int, part: tuple[int, int]
-) -> None:
+def _make_latents(out: Path, vae: Path, what: Mapping[str, object], part: tuple[int, int]) -> None:
     import torch
 
     from reward_forcing.training.latents import LatentsManifest, encode_world
     from reward_forcing.training.shards import weights_hash
 
     torch.set_num_threads(1)
-    manifest = LatentsManifest.model_validate(
-        {"count": count, "split": split, "frames": frames, "size": size, "shard_size": shard_size,
-         "vae": weights_hash(vae)}
-    )  # fmt: skip
+    manifest = LatentsManifest.model_validate({**what, "vae": weights_hash(vae)})
     shards = len(range(part[0], manifest.shards, part[1]))
     with StepProgress("encode", 0, max(1, shards)) as progress:
         for done in encode_world(vae, out, manifest, part):
             progress.advance(done)
-    typer.echo(f"{out}: {count} clips of {frames} frames, split {split}")
+    typer.echo(f"{out}: {manifest.count} clips of {manifest.frames} frames, split {manifest.split}")
 
 
 def _make_videos(out: Path, count: int, split: str, frames: int, size: int, part: tuple[int, int]) -> None:

@@ -70,6 +70,15 @@ class TextContext:
         shape = (-1, batch, -1, -1, -1)
         return TextContext(self.keys.expand(shape), self.values.expand(shape))
 
+    @property
+    def depth(self) -> int:
+        """Number of layers N."""
+        return self.keys.shape[0]
+
+    def layer(self, index: int, frames: int) -> "LayerText":
+        """Keys and values of one layer, read by all of `frames` frames."""
+        return ((frames, self.keys[index], self.values[index]),)
+
     def select(self, samples: slice | Tensor) -> "TextContext":
         """The contexts of some samples, chosen by a slice or an index tensor."""
         return TextContext(self.keys[:, samples], self.values[:, samples])
@@ -78,6 +87,46 @@ class TextContext:
         """The same numbers without their graph."""
         return TextContext(self.keys.detach(), self.values.detach())
 
+
+@dataclass(frozen=True)
+class TextTimeline:
+    """Text that changes within the frames of one forward: for training on videos whose prompt is switched.
+
+    spans: (frames, context) in the order of the frames. Raises ValueError for an empty span and for contexts of
+    different batches or networks.
+    """
+
+    spans: tuple[tuple[int, TextContext], ...]
+
+    def __post_init__(self) -> None:
+        if not self.spans or any(frames < 1 for frames, _ in self.spans):
+            raise ValueError(f"every text needs at least one frame, got {[frames for frames, _ in self.spans]}")
+        kinds = {(context.batch, context.depth) for _, context in self.spans}
+        if len(kinds) > 1:
+            raise ValueError(f"the texts must have one batch and one number of layers, got {sorted(kinds)}")
+
+    @property
+    def batch(self) -> int:
+        """Number of samples B."""
+        return self.spans[0][1].batch
+
+    @property
+    def depth(self) -> int:
+        """Number of layers N."""
+        return self.spans[0][1].depth
+
+    def layer(self, index: int, frames: int) -> "LayerText":
+        """Keys and values of one layer for each span of frames. Raises ValueError if the spans do not add up."""
+        if sum(count for count, _ in self.spans) != frames:
+            raise ValueError(f"the texts span {[count for count, _ in self.spans]} frames, the latents have {frames}")
+        return tuple((count, context.keys[index], context.values[index]) for count, context in self.spans)
+
+
+LayerText = tuple[tuple[int, Tensor, Tensor], ...]
+"""Cross-attention of one layer: for each span of frames their number and the keys and values [B, L, H, D] they read."""
+
+Text = TextContext | TextTimeline
+"""One prompt for all frames of a forward, or several in turn."""
 
 Frames = tuple[int, int]
 """A half-open span of frames [start, stop)."""

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from reward_forcing.flow import TIMESTEPS, velocity_to_x0
-from reward_forcing.models.attention import AttentionPattern, Past, Prediction, TextContext
+from reward_forcing.models.attention import AttentionPattern, Past, Prediction, Text
 from reward_forcing.models.wan_dit import WanDiT
 
 
@@ -17,7 +17,7 @@ class Denoiser:
         self,
         x: Tensor,
         sigma: Tensor,
-        text: TextContext,
+        text: Text,
         past: Past | None = None,
         want_kv: bool = False,
         pattern: AttentionPattern | None = None,

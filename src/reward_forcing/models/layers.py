@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
-from reward_forcing.models.attention import AttentionPattern, attend, attend_pattern
+from reward_forcing.models.attention import AttentionPattern, LayerText, attend, attend_pattern
 from reward_forcing.models.rope import Rotation, rotate
 
 
@@ -158,24 +158,33 @@ class WanBlock(nn.Module):
         self,
         x: Tensor,
         modulation: Tensor,
-        text: tuple[Tensor, Tensor],
+        text: LayerText,
         by: Rotation,
         past: LayerPast | None,
         pattern: AttentionPattern | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens x [B, F, S, E] after the block, and the un-rotated keys and values [B, F, S, H, D] it used.
 
-        modulation: [B, F or 1, 6, E], the projected time embedding. text: keys and values from `encode_text`.
+        modulation: [B, F or 1, 6, E], the projected time embedding. text: for each span of frames their number,
+        and the keys and values from `encode_text`.
         """
         table = (self.scale_shift_table + modulation).unsqueeze(3)  # [B, F or 1, 6, 1, E]
         shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
 
         y, key, value = self._self_attention(modulate(x, shift1, scale1, self.eps), by, past, pattern)
         x = gated(x, y, gate1)
-        query = self.attn2.query(self.norm2(x).flatten(1, 2))
-        x = x + self.attn2.out(attend(query, *text)).view_as(x).to(x.dtype)
+        x = x + self._cross_attention(x, text).to(x.dtype)
         x = gated(x, self.ffn(modulate(x, shift2, scale2, self.eps)), gate2)
         return x, key, value
+
+    def _cross_attention(self, x: Tensor, text: LayerText) -> Tensor:
+        query = self.attn2.query(self.norm2(x))  # [B, F, S, H, D]
+        spans = query.split([frames for frames, _, _ in text], dim=1)
+        read = [
+            attend(span.flatten(1, 2), keys, values).view_as(span)
+            for span, (_, keys, values) in zip(spans, text, strict=True)
+        ]
+        return self.attn2.out(read[0] if len(read) == 1 else torch.cat(read, dim=1))
 
     def _self_attention(
         self, x: Tensor, by: Rotation, past: LayerPast | None, pattern: AttentionPattern | None

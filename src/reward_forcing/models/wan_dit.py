@@ -17,7 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from reward_forcing.models.attention import KV, AttentionPattern, Past, TextContext
+from reward_forcing.models.attention import KV, AttentionPattern, Past, Text, TextContext
 from reward_forcing.models.layers import EmbeddingMLP, LayerPast, PatchEmbedding, WanBlock, modulate
 from reward_forcing.models.rope import rotate, rotation
 
@@ -151,7 +151,7 @@ class WanDiT(ModelMixin, ConfigMixin):
         self,
         x: Tensor,
         timestep: Tensor,
-        text: TextContext,
+        text: Text,
         *,
         past: Past | None = None,
         pattern: AttentionPattern | None = None,
@@ -162,7 +162,8 @@ class WanDiT(ModelMixin, ConfigMixin):
 
         x: noisy latents [B, F, C, h, w]. timestep: [B] or, one per frame, [B, F], in [0, 1000].
         Without `past` and `pattern` all frames see each other (bidirectional). `past`: frames that all of x also sees.
-        `pattern`: who sees whom inside x, for training. positions [F]: time positions of x for RoPE; otherwise the
+        `pattern`: who sees whom inside x, for training. text: of one prompt, or of several in turn. positions [F]: time
+        positions of x for RoPE; otherwise the
         past's, the pattern's, or 0 .. F - 1.
         """
         grid = self._check(x, timestep, text, past, pattern)
@@ -178,7 +179,7 @@ class WanDiT(ModelMixin, ConfigMixin):
         checkpointed = self._gradient_checkpointing_func if checkpointing else None
         keys, values = [], []
         for layer, block in enumerate(self.blocks):
-            layer_text = (text.keys[layer], text.values[layer])
+            layer_text = text.layer(layer, x.shape[1])
             layer_past = None if past is None else LayerPast(past.keys[layer], past.values[layer])
             inputs = (tokens, modulation, layer_text, by, layer_past, pattern)
             tokens, key, value = checkpointed(block, *inputs) if checkpointed else block(*inputs)
@@ -210,14 +211,14 @@ class WanDiT(ModelMixin, ConfigMixin):
         return height // rows, width // columns
 
     def _check(
-        self, x: Tensor, timestep: Tensor, text: TextContext, past: Past | None, pattern: AttentionPattern | None
+        self, x: Tensor, timestep: Tensor, text: Text, past: Past | None, pattern: AttentionPattern | None
     ) -> tuple[int, int]:
         batch, frames = x.shape[:2]
         if timestep.shape not in ((batch,), (batch, frames)):
             raise ValueError(f"timestep must be [{batch}] or [{batch}, {frames}], got {list(timestep.shape)}")
-        if text.batch != batch or text.keys.shape[0] != len(self.blocks):
+        if text.batch != batch or text.depth != len(self.blocks):
             raise ValueError(
-                f"text context is of {text.batch} prompts and {text.keys.shape[0]} layers; the latents have {batch} "
+                f"text context is of {text.batch} prompts and {text.depth} layers; the latents have {batch} "
                 f"samples and the network {len(self.blocks)} layers. Compute it with this network's encode_text and "
                 "share one prompt with .expand(batch)"
             )

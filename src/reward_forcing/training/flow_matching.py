@@ -8,6 +8,7 @@ them, laid out as a streaming cache would show them (CausVid, Self Forcing; the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,14 +18,13 @@ from torch import Tensor, nn
 
 from reward_forcing.config import Settings
 from reward_forcing.flow import TIMESTEPS, add_noise, ode_sigmas, shift_sigma, warp_denoising_steps
-from reward_forcing.models.attention import TextContext
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import teacher_forcing
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.training.latents import WorldLatents
 from reward_forcing.training.networks import load_transformer, load_vae
 from reward_forcing.training.phases import Phase, phase_at
-from reward_forcing.training.prompts import PromptEncoder
+from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
 from reward_forcing.training.sampling import ode_trajectory
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
@@ -80,6 +80,16 @@ class TeacherForcing(Settings):
     context_noise: float = Field(0.1, ge=0, lt=1)
 
 
+class Switches(Settings):
+    """Clips whose prompt changes on the way, so that a network learns to follow a prompt against what it has shown.
+
+    latents: a store made with `rforce data make --switch-chunk`. share: of the steps on clips of full length.
+    """
+
+    latents: Path
+    share: float = Field(0.25, gt=0, le=1)
+
+
 Objective = Annotated[Bidirectional | TeacherForcing, Field(discriminator="kind")]
 
 
@@ -90,6 +100,7 @@ class FlowMatchingSettings(StageSettings):
     vae: to look at samples. model: size of a fresh transformer; init: a transformer's folder to start from instead.
     phases: clip lengths in latent frames, and batches. drop_text: part of the captions replaced by the empty prompt,
     for guidance. first_frame_weight: of the first latent frame in the bidirectional loss; it alone is one pixel frame.
+    switches: see `Switches`; none if left out.
     """
 
     stage: Literal["flow_matching"] = "flow_matching"
@@ -103,6 +114,7 @@ class FlowMatchingSettings(StageSettings):
     phases: tuple[Phase, ...]
     drop_text: float = Field(0.1, ge=0, le=1)
     first_frame_weight: PositiveFloat = 1.0
+    switches: Switches | None = None
     sample_steps: PositiveInt = 25
     sample_shift: float = 5.0
     guidance: float = 4.0
@@ -119,6 +131,12 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         super().__init__(settings, seed, rank, world_size, device)
         self.data = WorldLatents(settings.latents)
         self.validation = WorldLatents(settings.validation_latents)
+        self.switching = WorldLatents(settings.switches.latents) if settings.switches else None
+        if self.switching and not (self.switching.switches and self.switching.shape == self.data.shape):
+            raise ValueError(
+                f"'{self.switching.folder}' should hold clips of {self.data.shape} with switches "
+                "(rforce data make --switch-chunk)"
+            )
         self.prompts = PromptEncoder(settings.text, device)
         torch.manual_seed(seed)
         if settings.init is not None:
@@ -139,29 +157,50 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         with self.clock("data"):
             samples = draw.share(phase.batch)
             generators = [draw.sample(index) for index in samples]
-            clips = [int(torch.randint(len(self.data), (), generator=g)) for g in generators]
-            x0 = self.data.read(clips, phase.frames).to(self.device)
-            captions = [self._caption(clip, g) for clip, g in zip(clips, generators, strict=True)]
-            text = self.network.encode_text(self.prompts(captions))
+            x0, prompts = self._clips(phase.frames, generators, draw.shared)
             # stratified over the global batch: the levels of one step cover [0, 1] evenly
             u = torch.tensor([(i + float(torch.rand((), generator=g))) / phase.batch
                               for i, g in zip(samples, generators, strict=True)])  # fmt: skip
-        if isinstance(self.settings.objective, Bidirectional):
-            loss = self._bidirectional(x0, u, text, draw.local, self.settings.objective)
-        else:
-            loss = self._teacher_forcing(x0, u, text, draw.local, self.settings.objective)
-        return loss, {"frames": float(phase.frames)}
+        return self._loss(x0, u, prompts, draw.local), {"frames": float(phase.frames)}
+
+    def _clips(
+        self, frames: int, generators: Sequence[torch.Generator], shared: torch.Generator
+    ) -> tuple[Tensor, PromptTimeline]:
+        """Latents [B, frames, C, h, w] and their prompts, one clip drawn with each generator."""
+        switching = self.switching if frames == self.data.shape[0] else None
+        if switching and self.settings.switches and _draw(shared) < self.settings.switches.share:
+            at = switching.switches[int(torch.randint(len(switching.switches), (), generator=shared))]
+            among = switching.switching_at(at)
+            clips = [among[int(torch.randint(len(among), (), generator=g))] for g in generators]
+            pairs = [self._switch_captions(switching, clip, g) for clip, g in zip(clips, generators, strict=True)]
+            first, second = (self.prompts([pair[half] for pair in pairs]) for half in (0, 1))
+            return switching.read(clips, frames).to(self.device), PromptTimeline(first, second, at)
+        clips = [int(torch.randint(len(self.data), (), generator=g)) for g in generators]
+        captions = [self._caption(clip, g) for clip, g in zip(clips, generators, strict=True)]
+        return self.data.read(clips, frames).to(self.device), PromptTimeline(self.prompts(captions))
 
     def _caption(self, clip: int, generator: torch.Generator) -> str:
-        if float(torch.rand((), generator=generator)) < self.settings.drop_text:
+        if _draw(generator) < self.settings.drop_text:
             return ""
         return self.data.caption(clip, int(torch.randint(2**31, (), generator=generator)))
 
+    def _switch_captions(self, data: WorldLatents, clip: int, generator: torch.Generator) -> tuple[str, str]:
+        if _draw(generator) < self.settings.drop_text:
+            return "", ""
+        return data.switch_captions(clip, int(torch.randint(2**31, (), generator=generator)))
+
+    def _loss(self, x0: Tensor, u: Tensor, prompts: PromptTimeline, generator: torch.Generator) -> Tensor:
+        objective = self.settings.objective
+        if isinstance(objective, Bidirectional):
+            return self._bidirectional(x0, u, prompts, generator, objective)
+        return self._teacher_forcing(x0, u, prompts, generator, objective)
+
     def _bidirectional(
-        self, x0: Tensor, u: Tensor, text: TextContext, generator: torch.Generator, objective: Bidirectional
+        self, x0: Tensor, u: Tensor, prompts: PromptTimeline, generator: torch.Generator, objective: Bidirectional
     ) -> Tensor:
         sigma = shift_sigma(u, objective.shift).to(x0)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
+        text = prompts.text(self.network, range(x0.shape[1]))
         velocity, _ = self.network(add_noise(x0, noise, sigma), TIMESTEPS * sigma, text)
         error = (velocity.float() - (noise - x0)).square().mean(dim=(0, 2, 3, 4))
         weight = torch.ones_like(error)
@@ -169,10 +208,11 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         return (weight * error).sum() / weight.sum()
 
     def _teacher_forcing(
-        self, x0: Tensor, u: Tensor, text: TextContext, generator: torch.Generator, objective: TeacherForcing
+        self, x0: Tensor, u: Tensor, prompts: PromptTimeline, generator: torch.Generator, objective: TeacherForcing
     ) -> Tensor:
         chunks = objective.frames // objective.chunk_frames
-        x0, weight = _as_a_cache_shows_it(x0, objective, generator)
+        index, weight = _as_a_cache_shows_it(x0, objective, generator, prompts.switch)
+        x0 = x0[torch.arange(len(x0), device=x0.device)[:, None], index]
         # the first chunk's level is stratified, the others follow it at even distances
         levels = (u.to(x0)[:, None] + torch.arange(chunks).to(x0) / chunks + _uniform((len(u), 1), generator)) % 1.0
         few = torch.tensor(warp_denoising_steps(objective.denoising_steps, objective.shift)).to(x0)
@@ -186,6 +226,7 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         # the clean half is told timestep 0, noise or not: that is how a cache is filled when streaming
         timestep = TIMESTEPS * torch.cat([torch.zeros_like(sigma), sigma], dim=1)
         pattern = teacher_forcing(objective.frames, objective.chunk_frames)
+        text = prompts.text(self.network, index[0].tolist() * 2)  # a switch lies at one place in all clips
         velocity, _ = self.network(
             torch.cat([context, add_noise(x0, noise, sigma)], dim=1), timestep, text, pattern=pattern
         )
@@ -200,13 +241,10 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         losses = []
         for piece in torch.arange(count).split(8):
             indices = piece.tolist()
-            text = self.network.encode_text(self.prompts([data.caption(i, 0) for i in indices]))
+            prompts = PromptTimeline(self.prompts([data.caption(i, 0) for i in indices]))
             generator = torch.Generator().manual_seed(indices[0])
             x0, u = data.read(indices, data.shape[0]).to(self.device), (piece + 0.5) / count
-            if isinstance(self.settings.objective, Bidirectional):
-                losses.append(self._bidirectional(x0, u, text, generator, self.settings.objective))
-            else:
-                losses.append(self._teacher_forcing(x0, u, text, generator, self.settings.objective))
+            losses.append(self._loss(x0, u, prompts, generator))
         return {"loss": torch.stack(losses).mean()}
 
     def samples(self, step: int) -> dict[str, Tensor]:
@@ -230,24 +268,34 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         self.network.save_pretrained(folder / "transformer")
 
 
+def _draw(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
 def _uniform(shape: tuple[int, ...] | torch.Size, generator: torch.Generator) -> Tensor:
     return torch.rand(tuple(shape), generator=generator)
 
 
-def _as_a_cache_shows_it(x0: Tensor, objective: TeacherForcing, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Clips [B, frames, C, h, w] cut as sink and window would show them, and each frame's loss weight [B, frames].
+def _as_a_cache_shows_it(
+    x0: Tensor, objective: TeacherForcing, generator: torch.Generator, switch: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Frame numbers [B, frames] that cut clips [B, F, C, h, w] as sink and window show them, and their loss weights.
 
-    Half of the clips are the video's beginning. The others are its first `sink_frames` and a stretch from later on;
-    of these the chunks that could not see enough of the past in a cache carry no loss.
+    Half of the clips are cut at the video's beginning. The others are its first `sink_frames` and a stretch from later
+    on; of these the chunks that could not see enough of the past in a cache carry no loss. With a switch at a frame all
+    clips are cut alike, so that the switch or what follows it is seen.
     """
     batch, total = x0.shape[:2]
     frames, sink, chunk = objective.frames, objective.sink_frames, objective.chunk_frames
-    weight = torch.ones(batch, frames).to(x0)
-    if not sink or total <= frames:
-        return x0[:, :frames], weight
-    jumps = torch.randint(1, (total - frames) // chunk + 1, (batch,), generator=generator) * chunk
-    jumps = jumps * (torch.rand(batch, generator=generator) < 0.5)
     index = torch.arange(frames).expand(batch, -1)
-    index = (index + (index >= sink) * jumps[:, None]).to(x0.device)
-    jumped = (jumps > 0).to(x0.device)[:, None] & (torch.arange(frames, device=x0.device) < sink + chunk)
-    return x0[torch.arange(batch, device=x0.device)[:, None], index], weight.masked_fill(jumped, 0.0)
+    weight = torch.ones(batch, frames)
+    if sink and total > frames:
+        jumps = torch.randint(1, (total - frames) // chunk + 1, (batch,), generator=generator) * chunk
+        jumps = jumps * (torch.rand(batch, generator=generator) < 0.5)
+        if switch is not None:
+            last_shown = [jump for jump in range(0, total - frames + 1, chunk) if switch < frames + jump]
+            choice = int(torch.randint(len(last_shown), (), generator=generator))
+            jumps = torch.full((batch,), last_shown[choice])
+        index = index + (index >= sink) * jumps[:, None]
+        weight = weight.masked_fill((jumps > 0)[:, None] & (torch.arange(frames) < sink + chunk), 0.0)
+    return index.to(x0.device), weight.to(x0)

@@ -1,6 +1,6 @@
 """Owns the store of encoded clips that transformers are trained on: made once from the world and a VAE, read at random.
 
-Latents [n, F, C, h, w] in float16. Clip `i` is scene `i` of the split, so captions are drawn afresh from the scene
+Latents [n, F, C, h, w] in float16. Clip `i` is scene `i` of the split, or switch `i`, so captions are drawn afresh
 whenever a clip is read.
 """
 
@@ -11,30 +11,58 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from reward_forcing.data.dataset import clip, wording, world_scene
+from reward_forcing.data.switches import switch_wordings, switched_scene
+from reward_forcing.geometry import Geometry
 from reward_forcing.training.networks import load_vae
 from reward_forcing.training.shards import Manifest, read_shards, write_shards
 
 
 class LatentsManifest(Manifest):
-    """What a store holds. vae: SHA-256 of the VAE's weights. frames: pixel frames of each clip."""
+    """What a store holds. vae: SHA-256 of the VAE's weights. frames: pixel frames of each clip.
+
+    switch_chunk: 0 for clips of one scene; otherwise each clip is a switch of prompts at a multiple of so many latent
+    frames, all places in turn.
+    """
 
     split: Literal["train", "validation", "held_out"]
     frames: int
     size: int
     vae: str
+    switch_chunk: NonNegativeInt = 0
+
+    def switch(self, index: int, latent_frames: int) -> int:
+        """The latent frame at which clip `index` of `latent_frames` switches."""
+        places = (latent_frames - 1) // self.switch_chunk
+        return self.switch_chunk * (1 + index % places)
 
 
 def encode_world(vae: Path, out: Path, manifest: LatentsManifest, share: tuple[int, int] = (0, 1)) -> Iterator[int]:
-    """Encode part `share` (i of n) of a split of the world with the VAE in a folder; yields the shards done."""
+    """Encode part `share` (i of n) of a split of the world with the VAE in a folder; yields the shards done.
+
+    Raises ValueError if the clips are too short to switch inside.
+    """
     encoder = load_vae(vae)
+    geometry = Geometry(manifest.size, manifest.size)
+    latent_frames = geometry.latent_frames_of(manifest.frames)
+    if manifest.switch_chunk >= latent_frames:
+        raise ValueError(
+            f"clips of {manifest.frames} frames have {latent_frames} latent frames: too short to switch after "
+            f"{manifest.switch_chunk}"
+        )
+
+    def pixels(item: int) -> Tensor:
+        if not manifest.switch_chunk:
+            return clip(world_scene(item, manifest.split), manifest.frames, manifest.size)
+        at = geometry.frames_of(manifest.switch(item, latent_frames))
+        return switched_scene(item, manifest.split, at).clip(at, manifest.frames, manifest.size)
 
     @torch.inference_mode()
     def make(items: range) -> dict[str, Tensor]:
-        clips = (clip(world_scene(item, manifest.split), manifest.frames, manifest.size) for item in items)
-        return {"latents": torch.cat([encoder.encode(frames[None])[0].half() for frames in clips])}
+        return {"latents": torch.cat([encoder.encode(pixels(item)[None])[0].half() for item in items])}
 
     return write_shards(out, manifest, make, share)
 
@@ -44,6 +72,7 @@ class WorldLatents:
 
     def __init__(self, folder: Path) -> None:
         """Open a store. Raises FileNotFoundError if it is missing or not complete."""
+        self.folder = folder
         self.manifest, tensors = read_shards(folder, LatentsManifest, f"rforce data make --vae VAE --out {folder}")
         self.latents = tensors["latents"]
 
@@ -62,3 +91,18 @@ class WorldLatents:
     def caption(self, index: int, seed: int) -> str:
         """A wording of clip `index`, chosen by `seed`."""
         return wording(index, self.manifest.split, seed)
+
+    @property
+    def switches(self) -> list[int]:
+        """The latent frames at which clips of this store switch; empty if they hold one scene each."""
+        chunk = self.manifest.switch_chunk
+        return list(range(chunk, self.shape[0], chunk)) if chunk else []
+
+    def switching_at(self, frame: int) -> range:
+        """The clips that switch at latent frame `frame`, one of `switches`."""
+        return range(frame // self.manifest.switch_chunk - 1, len(self), len(self.switches))
+
+    def switch_captions(self, index: int, seed: int) -> tuple[str, str]:
+        """Wordings of clip `index` before and after its switch, chosen by `seed`."""
+        at = Geometry(self.manifest.size, self.manifest.size).frames_of(self.manifest.switch(index, self.shape[0]))
+        return switch_wordings(switched_scene(index, self.manifest.split, at), seed)

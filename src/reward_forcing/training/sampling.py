@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from reward_forcing.flow import euler_step, x0_to_velocity
-from reward_forcing.models.attention import DenoiserProtocol, TextContext
+from reward_forcing.models.attention import Text
+from reward_forcing.models.denoiser import Denoiser
 
 
-def guided_x0(
-    denoiser: DenoiserProtocol, x: Tensor, sigma: Tensor, text: TextContext, null: TextContext, guidance: float
-) -> Tensor:
+def guided_x0(denoiser: Denoiser, x: Tensor, sigma: Tensor, text: Text, null: Text, guidance: float) -> Tensor:
     """Clean latents [B, F, C, h, w] with guidance: x0 = u + g (c - u); g = 1 is the conditional alone.
 
     The usual convention; Self Forcing's and Reward Forcing's `guidance_scale` 3.0, added on top, is g = 4 here.
@@ -28,10 +27,10 @@ def guided_x0(
 
 @torch.no_grad()
 def ode_trajectory(
-    denoiser: DenoiserProtocol,
+    denoiser: Denoiser,
     noise: Tensor,
-    text: TextContext,
-    null: TextContext,
+    text: Text,
+    null: Text,
     sigmas: Tensor,
     guidance: float,
     keep: Sequence[int] = (-1,),

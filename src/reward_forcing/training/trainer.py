@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from reward_forcing.config import unknown
 from reward_forcing.logs import StepProgress, console, duration
@@ -225,7 +226,7 @@ class Trainer:
             broadcast_weights((learner.network for learner in self.learners.values()), self.world)
             return
         state = found[1] if found is not None else self.checkpoints.load(path)
-        check_same_settings(state["settings"], self._settings_dump(), HARMLESS, self.out)
+        check_same_settings(self._with_defaults(state["settings"]), self._settings_dump(), HARMLESS, self.out)
         for role, learner in self.learners.items():
             learner.load_state_dict(state["learners"][role])
         self.step, self._skipped = state["step"], state["skipped"]
@@ -255,6 +256,13 @@ class Trainer:
 
     def _wall(self) -> float:
         return self._wall_before + time.monotonic() - self._started
+
+    def _with_defaults(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """A run's settings, with defaults for keys that the stage has gained since; as they are if no longer valid."""
+        try:
+            return type(self.stage.settings).model_validate(saved).model_dump(mode="json")
+        except ValidationError:
+            return saved
 
     def _say(self, text: str) -> None:
         if self.world.is_first:
