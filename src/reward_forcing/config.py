@@ -57,7 +57,7 @@ def load_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str
     source = "settings" if path is None else str(path)
     values = {} if path is None else _read_mapping(Path(path))
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     try:
         return cls.model_validate(values)
     except ValidationError as error:
@@ -87,8 +87,12 @@ def _describe_problem(problem: dict[str, Any]) -> str:
     return f"{place}: {message}" if place else message
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one `a.b=value` inside the nested mapping, making the groups on the way."""
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `a.b=value` inside the nested mapping, making the groups on the way.
+
+    Another `kind` begins its group afresh: the numbers of the old kind would not fit it. Raises ValueError for an
+    override without `=`, into a value, or that is not YAML.
+    """
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
         raise ValueError(f"override '{override}' must have the form group.name=value")
@@ -98,9 +102,12 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ValueError(f"override '{override}': '{group}' is a value, not a group of settings")
     try:
-        values[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ValueError(f"override '{override}': the value is not valid YAML") from None
+    if last == "kind" and values.get("kind") != value:
+        values.clear()
+    values[last] = value
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

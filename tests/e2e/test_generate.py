@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -96,6 +98,15 @@ def test_unknown_words_bring_a_note_and_still_a_video(
     assert "It can show balls and squares" in captured.err
 
 
+def test_the_readmes_own_sink_policy_runs(tiny: tuple[str, ...], workplace: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code, command = re.search(r"```python\n(# newest\.py:  rforce (.+?)\n.+?)```", readme, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    (workplace / "newest.py").write_text(code)
+    arguments = [*shlex.split(command), *tiny, "--set", "sink.frames=1", "--seconds", "3", "--out", "a.mp4"]
+    assert rforce(*arguments) == 0
+    assert len(read_video("a.mp4")[0]) == 48
+
+
 BAD = [
     (["  "], "the prompt must say something"),
     ([PROMPT, "--seconds", "0"], "--seconds must be positive and finite, got 0"),
@@ -113,6 +124,10 @@ BAD = [
     ([PROMPT, "--size", "0x32"], "width must be a positive multiple of 16, got 0"),
     ([PROMPT, "--scale", "0"], "--scale must be a whole number of at least 1"),
     ([PROMPT, "--method", "selff"], "unknown method 'selff'; did you mean 'self'?"),
+    ([PROMPT, "--set", "sink.alpa=0.9"], "unknown setting 'alpa'; did you mean 'alpha'?"),
+    ([PROMPT, "--set", "sink"], "override 'sink' must have the form group.name=value"),
+    ([PROMPT, "--set", "sink.kind=nowhere:Sink"], "cannot import the sink 'nowhere:Sink'"),
+    ([PROMPT, "--set", "window_frames=1"], "window_frames=1 cannot hold"),
     ([PROMPT, "--model", "no-such-model"], "no file, folder or bundled model 'no-such-model'"),
     ([PROMPT, "--model", "./nowhere/at/all"], "no file, folder or bundled model"),
     ([PROMPT, "--out", "clip.mp5"], "unknown video format '.mp5'; did you mean '.mp4'?"),

@@ -6,7 +6,18 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from reward_forcing.config import Settings
-from reward_forcing.rollout.sinks import SINKS, EmaSink, SinkSettings, StaticSink
+from reward_forcing.rollout import CacheSettings
+from reward_forcing.rollout.sinks import SINKS, EmaSink, NoSink, Sink, SinkSettings, StaticSink
+
+
+class Newest(Sink):
+    """A policy from outside the package: the sink is whatever was evicted last."""
+
+    share: float = 1.0
+
+    def absorb(self, sink: Tensor, evicted: Tensor, slot: int) -> Tensor:
+        kept = torch.cat([sink, evicted.float()], dim=2)[:, :, -self.frames :]
+        return self.share * kept + (1 - self.share) * sink
 
 
 def frames(count: int, seed: int = 0) -> Tensor:
@@ -82,3 +93,38 @@ def test_small_updates_from_bfloat16_frames_are_not_lost():
 def test_impossible_sinks_are_rejected(bad):
     with pytest.raises(ValidationError):
         TypeAdapter(SinkSettings).validate_python(bad)
+
+
+def test_a_policy_from_outside_is_used_by_value_and_by_name():
+    settings = CacheSettings(sink=Newest(frames=2, share=0.5))
+    saved = settings.model_dump()
+    assert saved["sink"] == {"kind": f"{__name__}:Newest", "frames": 2, "share": 0.5}
+    assert CacheSettings.model_validate(saved) == settings
+    assert isinstance(CacheSettings.model_validate(saved).sink, Newest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no.such.module:Sink", "cannot import the sink"),
+        (f"{__name__}:Nowhere", "cannot import the sink"),
+        (f"{__name__}:frames", "is not a sink; derive it"),
+        ("emma", "did you mean 'ema'"),
+    ],
+)
+def test_a_name_without_a_sink_behind_it_is_refused(kind, message):
+    with pytest.raises(ValueError, match=message):
+        CacheSettings.model_validate({"sink": {"kind": kind}})
+    with pytest.raises(ValueError, match="missing kind"):
+        CacheSettings.model_validate({"sink": {"frames": 3}})
+
+
+def test_a_setting_that_a_sink_lacks_is_named():
+    with pytest.raises(ValueError, match="unknown setting 'alpa'; did you mean 'alpha'"):
+        CacheSettings.model_validate({"sink": {"kind": "ema", "alpa": 0.5}})
+
+
+def test_no_sink_holds_no_frames():
+    assert NoSink().frames == 0
+    with pytest.raises(ValueError, match="frames"):
+        CacheSettings.model_validate({"sink": {"kind": "none", "frames": 3}})

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from reward_forcing.rollout import NoSink, Sink
 from reward_forcing.streaming import model_folder
 from reward_forcing.streaming.methods import METHODS, streaming_settings
 from reward_forcing.streaming.model_folder import INDEX, open_model_folder, write_model_folder
@@ -27,6 +28,13 @@ def edit(path: Path, **changes: Any) -> None:
     """Set keys of a JSON file; None drops one."""
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+class Mean(Sink):
+    """A sink of one frame, the mean of what it held and of what left the window."""
+
+    def absorb(self, sink: torch.Tensor, evicted: torch.Tensor, slot: int) -> torch.Tensor:
+        return (sink + evicted.float().mean(dim=2, keepdim=True)) / 2
 
 
 def test_a_folder_tells_how_it_streams(tiny_model_folder: Path) -> None:
@@ -100,6 +108,11 @@ DAMAGE: dict[str, tuple[Any, type[Exception], str]] = {
     "broken index": (lambda f: (f / INDEX).write_text("{"), ValueError, "is not valid JSON"),
     "another pipeline": (lambda f: edit(f / INDEX, _class_name="FluxPipeline"), ValueError, "describes a FluxPipeline"),
     "bad settings": (lambda f: edit(f / INDEX, streaming={"windows": 3}), ValueError, "did you mean 'window_frames'"),
+    "code for a sink": (
+        lambda f: edit(f / INDEX, streaming={"sink": {"kind": "os:system"}}),
+        ValueError,
+        "which is code; only your own settings may",
+    ),
     "settings of no kind": (lambda f: edit(f / INDEX, streaming=[1]), ValueError, "must be a group of settings"),
     "no transformer": (lambda f: shutil.rmtree(f / "transformer"), FileNotFoundError, "no weights in"),
     "cut transformer": (
@@ -154,6 +167,32 @@ def test_a_damaged_or_foreign_folder_is_refused_by_its_headers(folder: Path, cas
     damage(folder)
     with pytest.raises(error, match=message):
         open_model_folder(folder)
+
+
+def test_a_user_changes_settings_over_the_models_own(folder: Path) -> None:
+    own = open_model_folder(folder).settings
+    changed = open_model_folder(folder, changes=["sink.alpha=0.5"]).settings
+    assert changed == own.model_copy(update={"sink": own.sink.model_copy(update={"alpha": 0.5})})
+    without = open_model_folder(folder, changes=["sink.kind=none"]).settings
+    assert without.sink == NoSink()
+    assert open_model_folder(folder, changes={"sink": Mean(frames=1)}).settings.sink == Mean(frames=1)
+    named = open_model_folder(folder, changes=[f"sink.kind={__name__}:Mean", "sink.frames=1"]).settings
+    assert named.sink == Mean(frames=1)
+    with pytest.raises(ValueError, match="did you mean 'alpha'"):
+        open_model_folder(folder, changes=["sink.alpa=0.5"])
+    with pytest.raises(ValueError, match="must have the form"):
+        open_model_folder(folder, changes=["sink"])
+
+
+def test_a_sink_from_outside_changes_the_video(tiny_model_folder: Path) -> None:
+    clips = [
+        StreamingVideoPipeline.from_pretrained(tiny_model_folder, settings=settings).generate(
+            "a red ball bounces", seconds=4, seed=3
+        )
+        for settings in ({}, {"sink": Mean(frames=1)})
+    ]
+    assert clips[0].shape == clips[1].shape
+    assert not torch.equal(clips[0], clips[1])
 
 
 def test_a_file_is_no_model_folder(tiny_model_folder: Path) -> None:

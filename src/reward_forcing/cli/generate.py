@@ -35,6 +35,9 @@ def generate(
     model: Annotated[str, typer.Option(help="Model folder, bundled model or hub id.")] = "mini",
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
     method: Annotated[str | None, typer.Option(help="reward, self or longlive. [default: the model's]")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: 'sink.alpha=0.9'. Repeatable.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="FILE.mp4, .webm or .gif, or a folder of images.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
     scale: Annotated[int | None, typer.Option(help="Enlarge the frames so many times. [default: up to 384]")] = None,
@@ -55,7 +58,7 @@ def generate(
     if method is not None:
         method_named(method)
     out = check_output(out or free_path(Path(f"{_file_name(prompt)}-{seed}.mp4")), overwrite)
-    folder = open_model_folder(model, method, weights)
+    folder = open_model_folder(model, method, weights, changes or ())
     if pixels is not None:
         folder = folder.resized(*pixels)
     if length is not None:

@@ -47,6 +47,8 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line (default: this process's) and exit: 0 done, 1 failure, 2 bad input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that a `package.module:Class` of the user is found and hides nothing
     try:
         build_app(_first_word(arguments))(arguments, prog_name="rforce")
     except BAD_INPUT as error:

@@ -24,7 +24,8 @@ def schedule(
         "everything" if cache.window_frames is None else f"{cache.window_frames} latent frames, sink and chunk included"
     )
     print(f"{'window':<10} {window}")
-    alpha = f", alpha {cache.sink.alpha:g}" if cache.sink.kind == "ema" else ""
-    frames = f" of {cache.sink.frames} latent frames{alpha}" if cache.sink.frames else ""
+    numbers = cache.sink.model_dump(exclude={"kind", "frames"})
+    more = "".join(f", {name} {value:g}" for name, value in numbers.items())
+    frames = f" of {cache.sink.frames} latent frames{more}" if cache.sink.frames else ""
     print(f"{'sink':<10} {cache.sink.kind}{frames}")
     print(f"{'positions':<10} {cache.positions}")

@@ -7,7 +7,7 @@ from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.noise import Noise, SeededNoise
 from reward_forcing.rollout.rollout import Chunk, Rollout, RolloutState
 from reward_forcing.rollout.schedule import Pass, chunkwise, format_timetable, timetable
-from reward_forcing.rollout.sinks import SINKS, EmaSink, NoSink, SinkPolicy, SinkSettings, StaticSink
+from reward_forcing.rollout.sinks import SINKS, EmaSink, NoSink, Sink, SinkSettings, StaticSink
 
 __all__ = [
     "SINKS",
@@ -21,7 +21,7 @@ __all__ = [
     "Rollout",
     "RolloutState",
     "SeededNoise",
-    "SinkPolicy",
+    "Sink",
     "SinkSettings",
     "StaticSink",
     "chunkwise",

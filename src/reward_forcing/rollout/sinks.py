@@ -2,28 +2,48 @@
 
 N layers, B batch, K evicted frames, S tokens per latent frame, H heads, D head width.
 A policy owns how evicted frames change the sink. It knows neither when frames are evicted nor where the sink is kept;
-`KVCache.commit` decides both, and applies the policy to keys and values alike.
+`KVCache.commit` decides both, and applies the policy to keys and values alike. A policy from outside derives from
+`Sink` and is called `package.module:Class` in settings.
 """
 
-from typing import Annotated, Literal, Protocol
+import importlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
-from reward_forcing.config import Settings
+from reward_forcing.config import Settings, describe, unknown
 
 FRAMES = 2
 """The axis of frames in keys and values [N, B, F, S, H, D]."""
 
 
-class SinkPolicy(Protocol):
-    """What a cache asks of a sink: how many frames it holds, and what evicted frames do to it."""
+class Sink(Settings):
+    """What a cache asks of a sink: how many frames it holds, and what evicted frames do to it.
 
-    @property
-    def frames(self) -> int:
-        """Latent frames that the sink holds; the first ones ever committed fill it."""
-        ...
+    kind: the policy's name in settings; of a class outside this package where to import it from. frames: latent frames
+    that the sink holds; the first ones ever committed fill it.
+    """
+
+    kind: str = ""
+    frames: NonNegativeInt = 3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_is_where_the_class_is(cls, values: Any) -> Any:
+        if cls.model_fields["kind"].default or not isinstance(values, Mapping):
+            return values
+        return {**values, "kind": f"{cls.__module__}:{cls.__qualname__}"}
 
     def absorb(self, sink: Tensor, evicted: Tensor, slot: int) -> Tensor:
         """The sink after frames were evicted, oldest first, the first of them into sink frame `slot`.
@@ -31,28 +51,24 @@ class SinkPolicy(Protocol):
         sink: [N, B, frames, S, H, D], un-rotated, float32. evicted: [N, B, K, S, H, D], any dtype. Returns float32 of
         the sink's shape; pure and differentiable in both.
         """
-        ...
+        raise NotImplementedError
 
 
-class NoSink(Settings):
+class NoSink(Sink):
     """Nothing survives: attention sees a plain sliding window (Self Forcing, CausVid)."""
 
-    kind: Literal["none"] = "none"
-
-    @property
-    def frames(self) -> int:
-        """No frames."""
-        return 0
+    kind: Literal["none"] = "none"  # pyright: ignore[reportIncompatibleVariableOverride] frozen, so narrowing is safe
+    frames: Literal[0] = 0  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def absorb(self, sink: Tensor, evicted: Tensor, slot: int) -> Tensor:
         """The empty sink."""
         return sink
 
 
-class StaticSink(Settings):
+class StaticSink(Sink):
     """The first frames stay as they are (LongLive, Rolling Forcing)."""
 
-    kind: Literal["static"] = "static"
+    kind: Literal["static"] = "static"  # pyright: ignore[reportIncompatibleVariableOverride]
     frames: PositiveInt = 3
 
     def absorb(self, sink: Tensor, evicted: Tensor, slot: int) -> Tensor:
@@ -60,7 +76,7 @@ class StaticSink(Settings):
         return sink
 
 
-class EmaSink(Settings):
+class EmaSink(Sink):
     """The first frames drift towards what leaves the window: the EMA-Sink of Reward Forcing.
 
     The paper prints alpha = 9e-3, compares 0.5 to 0.99 and its reference code uses 0.999, which we take. Where the
@@ -68,7 +84,7 @@ class EmaSink(Settings):
     by frame.
     """
 
-    kind: Literal["ema"] = "ema"
+    kind: Literal["ema"] = "ema"  # pyright: ignore[reportIncompatibleVariableOverride]
     frames: PositiveInt = 3
     alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.999
 
@@ -77,7 +93,7 @@ class EmaSink(Settings):
 
         Reward Forcing, Eqs. 4-5 (values follow the same rule). Evicted frame j goes to sink frame
         (slot + j) mod frames, so a group that does not fill the sink is continued by the next one. In float32, since
-        in bfloat16 one update with alpha 0.999 is less than half a unit in the last place. Shapes: see `SinkPolicy`.
+        in bfloat16 one update with alpha 0.999 is less than half a unit in the last place. Shapes: see `Sink`.
         """
         done = 0
         while done < evicted.shape[FRAMES]:
@@ -90,8 +106,39 @@ class EmaSink(Settings):
         return sink
 
 
-SINKS: dict[str, type[NoSink | StaticSink | EmaSink]] = {"none": NoSink, "static": StaticSink, "ema": EmaSink}
-"""Every sink by the name that settings call it."""
+SINKS: dict[str, type[Sink]] = {"none": NoSink, "static": StaticSink, "ema": EmaSink}
+"""Every sink of this package by the name that settings call it."""
 
-SinkSettings = Annotated[NoSink | StaticSink | EmaSink, Field(discriminator="kind")]
+
+def sink_class(kind: str) -> type[Sink]:
+    """The class of a sink by its name in settings, imported where that is `package.module:Class`.
+
+    Raises ValueError for an unknown name, and for a place where there is no sink.
+    """
+    module, colon, name = kind.partition(":")
+    if not colon:
+        if kind not in SINKS:
+            raise ValueError(unknown("sink", kind, SINKS))
+        return SINKS[kind]
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"cannot import the sink '{kind}': {error}") from None
+    if not (isinstance(found, type) and issubclass(found, Sink)):
+        raise ValueError(f"'{kind}' is not a sink; derive it from reward_forcing.rollout.Sink")
+    return found
+
+
+def _sink(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return value
+    if not isinstance(value.get("kind"), str):
+        raise ValueError(f"missing kind, which says which sink is meant ({', '.join(SINKS)})")
+    try:
+        return sink_class(value["kind"]).model_validate(value)
+    except ValidationError as error:
+        raise ValueError(describe(error)) from None
+
+
+SinkSettings = Annotated[SerializeAsAny[Sink], BeforeValidator(_sink)]
 """A sink in settings, for example `{kind: ema, frames: 3, alpha: 0.999}`."""

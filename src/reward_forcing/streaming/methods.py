@@ -4,12 +4,12 @@ Owns which numbers make a method and how a model's own numbers and a method's ar
 of `METHODS`; knows no network and no file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from reward_forcing.config import Settings, unknown
+from reward_forcing.config import Settings, apply_override, unknown
 from reward_forcing.flow import warp_denoising_steps
 from reward_forcing.geometry import Geometry
 from reward_forcing.rollout import CacheSettings, EmaSink, NoSink, SinkSettings, StaticSink
@@ -94,8 +94,12 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def streaming_settings(own: Mapping[str, Any] | None = None, method: str | None = None) -> StreamingSettings:
+def streaming_settings(
+    own: Mapping[str, Any] | None = None, method: str | None = None, changes: Sequence[str] | Mapping[str, Any] = ()
+) -> StreamingSettings:
     """The settings of a model whose folder says `own`, streamed with `method` (None: the model's, else 'reward').
+
+    changes: the user's own, over all others, as a mapping or as `a.b=value` (`sink.alpha=0.9`).
 
     Without a method, or with the model's own, every number that the model gives replaces the method's. Another method
     brings its own window, sink and positions and leaves what belongs to the weights, `OF_THE_WEIGHTS`, to the model.
@@ -108,4 +112,10 @@ def streaming_settings(own: Mapping[str, Any] | None = None, method: str | None 
     if chosen != native:
         StreamingSettings.model_validate(own)
         own = {name: value for name, value in own.items() if name in OF_THE_WEIGHTS}
-    return StreamingSettings.model_validate({**base, **own, "method": chosen})
+    values = {**base, **own, "method": chosen}
+    if isinstance(changes, Mapping):
+        values |= changes
+    else:
+        for change in changes:
+            apply_override(values, change)
+    return StreamingSettings.model_validate(values)

@@ -7,7 +7,7 @@ Owns what the folder holds, and finds what is wrong with it before any weights a
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -73,11 +73,17 @@ def find_model(name: str | Path) -> Path:
     return resolve(name)
 
 
-def open_model_folder(name: str | Path, method: str | None = None, weights: str | Path | None = None) -> ModelFolder:
+def open_model_folder(
+    name: str | Path,
+    method: str | None = None,
+    weights: str | Path | None = None,
+    changes: Sequence[str] | Mapping[str, Any] = (),
+) -> ModelFolder:
     """The model called `name` (see `find_model`), checked as far as headers and configurations tell.
 
     method: one of `METHODS`; None takes the model's own. weights: a checkpoint of any known format whose transformer
-    replaces the folder's. Raises FileNotFoundError if a part is missing, ValueError for a folder of another kind, parts
+    replaces the folder's. changes: settings over the method's and the model's, see `streaming_settings`.
+    Raises FileNotFoundError if a part is missing, ValueError for a folder of another kind, parts
     that do not fit together, damaged weights and settings that make no sense.
     """
     path = find_model(name)
@@ -92,10 +98,7 @@ def open_model_folder(name: str | Path, method: str | None = None, weights: str 
     ):
         if has != needs:
             raise ValueError(f"'{path}': the transformer expects {needs} {other}, the {part} gives {has}")
-    try:
-        settings = streaming_settings(index.get("streaming"), method)
-    except ValidationError as error:
-        raise ValueError(f"'{path / INDEX}': streaming: {describe(error)}") from None
+    settings = _settings(path / INDEX, index.get("streaming", {}), method, changes)
     geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, network.patch)
     return ModelFolder(path, transformer, settings, geometry, network.config["in_channels"])
 
@@ -162,6 +165,23 @@ def _read_index(path: Path) -> dict[str, Any]:
     if not isinstance(index.get("streaming", {}), dict):
         raise ValueError(f"'{path / INDEX}': streaming must be a group of settings, got {index['streaming']!r}")
     return index
+
+
+def _settings(
+    index: Path, own: Mapping[str, Any], method: str | None, changes: Sequence[str] | Mapping[str, Any]
+) -> StreamingSettings:
+    """The settings of a folder with the user's changes; a folder by itself can name no code to import."""
+    sink = own.get("sink")
+    if isinstance(sink, Mapping) and ":" in str(sink.get("kind")):
+        raise ValueError(f"'{index}' asks for the sink '{sink['kind']}', which is code; only your own settings may")
+    try:
+        unchanged = streaming_settings(own, method)
+    except ValidationError as error:
+        raise ValueError(f"'{index}': streaming: {describe(error)}") from None
+    try:
+        return streaming_settings(own, method, changes) if changes else unchanged
+    except ValidationError as error:
+        raise ValueError(describe(error)) from None
 
 
 def _check_vae(folder: Path) -> StreamingVAE:

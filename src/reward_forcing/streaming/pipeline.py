@@ -7,10 +7,10 @@ about prompts that the model cannot read. A method's numbers stand in `methods`,
 import difflib
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -57,11 +57,15 @@ class StreamingVideoPipeline:
         *,
         method: str | None = None,
         weights: str | Path | None = None,
+        settings: Sequence[str] | Mapping[str, Any] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """The pipeline of a model folder, a bundled model or a hub id; see `open_model_folder` and `load`."""
-        return cls.load(open_model_folder(model, method, weights), device, dtype)
+        """The pipeline of a model folder, a bundled model or a hub id; see `open_model_folder` and `load`.
+
+        settings: in place of the method's and the model's, such as `{"sink": EmaSink(alpha=0.9)}`.
+        """
+        return cls.load(open_model_folder(model, method, weights, settings), device, dtype)
 
     @classmethod
     def load(
