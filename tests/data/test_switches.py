@@ -7,7 +7,7 @@ import torch
 from reward_forcing.data.captions import UNSAID, caption
 from reward_forcing.data.dataset import clip, is_held_out
 from reward_forcing.data.scenes import FPS, KINDS, sprites
-from reward_forcing.data.switches import changes, switch_wordings, switched_scene
+from reward_forcing.data.switches import changes, switch_captions, switched_scene
 
 
 def test_a_switch_is_one_scene_and_then_the_other() -> None:
@@ -43,11 +43,11 @@ def test_the_second_prompt_says_what_changes() -> None:
     said = 0
     for index in range(200):
         switch = switched_scene(index, at=33)
-        first, second = switch_wordings(switch, seed=index)
-        assert first
-        assert switch_wordings(switch, seed=index) == (first, second)
+        first, second = switch_captions(switch, seed=index)
+        assert first.text
+        assert switch_captions(switch, seed=index) == (first, second)
         if switch.after.colour != switch.before.colour and "colour" in changes(switch):
-            assert switch.after.colour in second
+            assert switch.after.colour in second.text
             said += 1
     assert said > 40
 
@@ -56,4 +56,4 @@ def test_wordings_that_leave_a_change_out_are_passed_over() -> None:
     switch = next(s for s in (switched_scene(i, at=33) for i in range(50)) if list(changes(s)) == ["colour"])
     silent = [caption(switch.after, np.random.default_rng(i)).says["colour"] == UNSAID for i in range(200)]
     assert any(silent), "some wordings name no colour"
-    assert all(switch.after.colour in switch_wordings(switch, seed)[1] for seed in range(50))
+    assert all(switch.after.colour in switch_captions(switch, seed)[1].text for seed in range(50))

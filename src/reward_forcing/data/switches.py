@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reward_forcing.data.captions import UNSAID, caption
+from reward_forcing.data.captions import UNSAID, Caption, caption
 from reward_forcing.data.dataset import SPLITS, Split, clip, is_held_out, world_scene
 from reward_forcing.data.palette import stands_out
 from reward_forcing.data.scenes import FPS, KINDS, Scene, sample_scene, sprites
@@ -49,16 +49,16 @@ def switched_scene(index: int, split: Split = "train", at: int = 0) -> Switch:
             return Switch(before, _moved(after, before, at / FPS, rng))
 
 
-def switch_wordings(switch: Switch, seed: int) -> tuple[str, str]:
+def switch_captions(switch: Switch, seed: int) -> tuple[Caption, Caption]:
     """A caption of each half, chosen by `seed`; the second says all that it changes."""
     rng = np.random.default_rng([seed, switch.before.seed])
-    first = caption(switch.before, rng).text
+    first = caption(switch.before, rng)
     changed = changes(switch)
     for _ in range(WORDINGS_TRIED):
         second = caption(switch.after, rng)
         if all(second.says[trait] != UNSAID for trait in changed):
-            return first, second.text
-    return first, caption(switch.after, rng, held_out=True).text
+            return first, second
+    return first, caption(switch.after, rng, held_out=True)
 
 
 def changes(switch: Switch) -> dict[str, str]:

@@ -6,7 +6,7 @@ Where a prompt leaves an attribute out, anything is right and nothing is counted
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import sqrt
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from reward_forcing.data.captions import UNSAID, Caption, caption
 from reward_forcing.data.dataset import FIRST_HELD_OUT, world_scene
 from reward_forcing.data.scenes import KINDS, Scene
+from reward_forcing.data.switches import changes, switch_captions, switched_scene
 from reward_forcing.evaluation.world_vision import Seen, see
 
 ATTRIBUTES = ("colour", "shape", "count", "motion", "direction", "background", "moves")
@@ -58,6 +59,34 @@ def _prompt(index: int) -> Prompt:
     return Prompt(index, worded.text, worded.says, scene)
 
 
+@dataclass(frozen=True)
+class SwitchPrompt:
+    """A switch of prompts: the first wording, the second prompt, and which attributes change."""
+
+    first: str
+    second: Prompt
+    changed: tuple[str, ...]
+
+
+def switch_prompts(count: int, at: int, first: int = 0) -> list[SwitchPrompt]:
+    """Switches `first`, `first` + 1, ... of scenes that training never saw, at pixel frame `at`."""
+    return [_switch_prompt(index, at) for index in range(first, first + count)]
+
+
+def _switch_prompt(index: int, at: int) -> SwitchPrompt:
+    switch = switched_scene(index, "validation", at)
+    before, after = switch_captions(switch, seed=index)
+    names = {"kind": "motion"} | {name: name for name in ATTRIBUTES}
+    changed = tuple(names[trait] for trait in changes(switch) if trait in names)
+    return SwitchPrompt(before.text, Prompt(index, after.text, after.says, switch.after), changed)
+
+
+def judge_switch(prompt: SwitchPrompt, frames: NDArray[np.uint8]) -> Verdict:
+    """The verdict on the frames [T, H, W, 3] uint8 after a switch, on the attributes that it changed."""
+    verdict = judge(prompt.second, frames)
+    return replace(verdict, right={name: verdict.right[name] for name in prompt.changed if name in verdict.right})
+
+
 def judge(prompt: Prompt, frames: NDArray[np.uint8]) -> Verdict:
     """The verdict on a clip [T, H, W, 3] uint8 of a prompt.
 
@@ -84,7 +113,8 @@ def summarise(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float]]:
     'motion_and_direction' counts a clip whose kind of motion and, where named, direction are both right.
     """
     cases = {name: [v.right[name] for v in verdicts if name in v.right] for name in ATTRIBUTES}
-    cases["motion_and_direction"] = [v.right["motion"] and v.right.get("direction", True) for v in verdicts]
+    moving = [v for v in verdicts if "motion" in v.right]
+    cases["motion_and_direction"] = [v.right["motion"] and v.right.get("direction", True) for v in moving]
     return {name: _rate(outcomes) for name, outcomes in cases.items() if outcomes}
 
 

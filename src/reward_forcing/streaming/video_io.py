@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from reward_forcing.config import unknown
-from reward_forcing.streaming.video_sinks import GifSink, PngSink, Sink, VideoFileSink, png_frames
+from reward_forcing.streaming.video_sinks import GifSink, PictureSink, PngSink, VideoFileSink, png_frames
 
 FORMATS: dict[str, type[VideoFileSink] | type[GifSink] | type[PngSink]] = {
     ".mp4": VideoFileSink,
@@ -36,7 +36,7 @@ class VideoWriter:
     Made by `open_writer`. path: the file. frames: how many were written.
     """
 
-    def __init__(self, sink: Sink, path: Path, size: tuple[int, int], scale: int, resample: str) -> None:
+    def __init__(self, sink: PictureSink, path: Path, size: tuple[int, int], scale: int, resample: str) -> None:
         self.path = path
         self.frames = 0
         self._sink = sink

@@ -18,7 +18,7 @@ BT709 = 1  # the number of ITU-R BT.709 for primaries, transfer and matrix alike
 LIMITED_RANGE = 1
 
 
-class Sink(Protocol):
+class PictureSink(Protocol):
     """A destination of pictures; `close` finishes the file and must follow the last `add`."""
 
     def add(self, picture: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from reward_forcing.data.dataset import wording
-from reward_forcing.data.switches import switch_wordings, switched_scene
+from reward_forcing.data.switches import switch_captions, switched_scene
 from reward_forcing.flow import add_noise, warp_denoising_steps
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
@@ -112,8 +112,8 @@ class DmdStage(Stage[DmdSettings]):
             return PromptTimeline(self.prompts(captions))
         at = chunk * int(torch.randint(1, -(-frames // chunk), (), generator=shared))
         switches = [switched_scene(scene, "train") for scene in scenes]
-        pairs = [switch_wordings(switch, seed) for switch, seed in zip(switches, wordings, strict=True)]
-        first, second = (self.prompts([pair[half] for pair in pairs]) for half in (0, 1))
+        pairs = [switch_captions(switch, seed) for switch, seed in zip(switches, wordings, strict=True)]
+        first, second = (self.prompts([pair[half].text for pair in pairs]) for half in (0, 1))
         return PromptTimeline(first, second, at)
 
     def _rollout(self, prompts: PromptTimeline, seeds: Sequence[int], sigmas: Sequence[float]) -> Tensor:

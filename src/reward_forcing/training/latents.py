@@ -15,7 +15,7 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from reward_forcing.data.dataset import clip, wording, world_scene
-from reward_forcing.data.switches import switch_wordings, switched_scene
+from reward_forcing.data.switches import switch_captions, switched_scene
 from reward_forcing.geometry import Geometry
 from reward_forcing.training.networks import load_vae
 from reward_forcing.training.shards import Manifest, read_shards, write_shards
@@ -105,4 +105,5 @@ class WorldLatents:
     def switch_captions(self, index: int, seed: int) -> tuple[str, str]:
         """Wordings of clip `index` before and after its switch, chosen by `seed`."""
         at = Geometry(self.manifest.size, self.manifest.size).frames_of(self.manifest.switch(index, self.shape[0]))
-        return switch_wordings(switched_scene(index, self.manifest.split, at), seed)
+        first, second = switch_captions(switched_scene(index, self.manifest.split, at), seed)
+        return first.text, second.text
