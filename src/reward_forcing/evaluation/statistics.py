@@ -95,14 +95,14 @@ def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Estimat
 def spearman(x: Sequence[float] | Array, y: Sequence[float] | Array) -> float:
     """Spearman's rank correlation in [-1, 1]: Pearson's of the ranks, where equal values share their mean rank.
 
-    Raises ValueError unless both hold the same number of finite values, at least 2 and not all equal.
+    NaN where all values of one are equal. Raises ValueError unless both hold the same number of finite values, at
+    least 2.
     """
-    if len(x) != len(y):
-        raise ValueError(f"expected as many values of both, got {len(x)} and {len(y)}")
-    of_x, of_y = _ranks(_finite(x)), _ranks(_finite(y))
-    if min(len(set(of_x)), len(set(of_y))) < 2:
-        raise ValueError("a rank correlation needs at least 2 values that are not all equal")
-    return float(np.corrcoef(of_x, of_y)[0, 1])
+    if len(x) != len(y) or len(x) < 2:
+        raise ValueError(f"expected as many values of both, at least 2, got {len(x)} and {len(y)}")
+    of_x, of_y = (ranks - ranks.mean() for ranks in (_ranks(_finite(x)), _ranks(_finite(y))))
+    spread = math.sqrt((of_x @ of_x) * (of_y @ of_y))
+    return float(of_x @ of_y) / spread if spread else float("nan")
 
 
 def _ranks(values: Array) -> Array:

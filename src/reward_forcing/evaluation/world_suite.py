@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from reward_forcing.data.captions import UNSAID, Caption, caption
 from reward_forcing.data.dataset import FIRST_HELD_OUT, world_scene
 from reward_forcing.data.scenes import KINDS, Scene
 from reward_forcing.data.switches import changes, switch_captions, switched_scene
+from reward_forcing.evaluation.statistics import wilson_interval
 from reward_forcing.evaluation.world_vision import Seen, see
 
 ATTRIBUTES = ("colour", "shape", "count", "motion", "direction", "background", "moves")
@@ -129,8 +129,5 @@ def by_kind(verdicts: Iterable[Verdict]) -> dict[str, dict[str, float]]:
 
 
 def _rate(outcomes: Sequence[bool]) -> dict[str, float]:
-    n, z = len(outcomes), 1.96
-    rate = sum(outcomes) / n
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    margin = z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return {"rate": rate, "count": n, "low": max(0.0, centre - margin), "high": min(1.0, centre + margin)}
+    rate = wilson_interval(sum(outcomes), len(outcomes))
+    return {"rate": rate.value, "count": rate.count, "low": rate.low, "high": rate.high}
