@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from reward_forcing.config import Settings, describe
 
@@ -28,7 +28,7 @@ class Interval(Settings):
 
 
 class Score(Interval):
-    """A metric over a set of clips. kind: 'rate' of right clips in 0..1 (Wilson), or 'mean' (bootstrap over prompts)."""
+    """A metric over a set of clips. kind: 'rate' of right clips in 0..1 (Wilson) or 'mean' (bootstrap over prompts)."""
 
     unit: str = ""
     better: Literal["higher", "lower", "neither"] = "neither"
@@ -63,10 +63,10 @@ class Sample(Settings):
     seconds: float
     frames: int
     file: str
-    scores: dict[str, float] = {}
-    right: dict[str, bool] = {}
-    curves: dict[str, tuple[float, ...]] = {}
-    seen: dict[str, Any] = {}
+    scores: dict[str, float] = Field(default_factory=dict)
+    right: dict[str, bool] = Field(default_factory=dict)
+    curves: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    seen: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ class SetResults(Settings):
     prompts: int
     seeds_per_prompt: int
     scores: dict[str, Score]
-    drift: dict[str, DriftScore] = {}
+    drift: dict[str, DriftScore] = Field(default_factory=dict)
 
 
 class Provenance(Settings):
