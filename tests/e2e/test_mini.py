@@ -9,6 +9,8 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from reward_forcing.checkpoints.hub import bundled
 from reward_forcing.data.palette import OBJECT_COLOURS, distance
+from reward_forcing.data.scenes import SHAPES
+from reward_forcing.evaluation.world_vision import see
 from reward_forcing.streaming.pipeline import StreamingVideoPipeline
 
 
@@ -38,8 +40,58 @@ def test_diffusers_own_classes_read_the_bundle() -> None:
     assert AutoencoderKLWan.from_pretrained(folder, subfolder="vae").config["z_dim"] == 16
 
 
+SHOWN = [
+    ("a red ball bounces over a blue floor", 1),
+    ("a green square moves to the right on a black background", 2),
+    ("a blue ball and a yellow square bounce on a gray background", 3),
+    ("a purple triangle floats upward on a white background", 4),
+]
+
+
+@pytest.mark.parametrize(("prompt", "seed"), SHOWN)
+def test_a_prompt_is_obeyed(mini: StreamingVideoPipeline, prompt: str, seed: int) -> None:
+    frames = mini.generate(prompt, 5.0, seed=seed)[0]
+    seen = see((frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    words = prompt.replace("upward", "up").split()
+    assert sorted(seen.colours) == sorted(word for word in words[:-3] if word in OBJECT_COLOURS), seen
+    assert sorted(seen.shapes) == sorted(word for word in words if word in SHAPES), seen
+    assert seen.background in words[-2:], seen
+    assert seen.direction in words or not seen.direction, seen
+    assert not seen.still, seen
+
+
 def test_a_named_colour_appears_and_moves(mini: StreamingVideoPipeline) -> None:
     frames = mini.generate("a red ball bounces over a blue floor", 3.0, seed=1)[0].numpy()
     red = [pixels_near(frame, "red") for frame in frames[::6]]
     assert np.median(red) > 0.02, red
     assert np.abs(frames[4:] - frames[:-4]).mean() > 0.002
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "colour"),
+    [
+        ("a red ball bounces over a gray floor", "a green ball bounces over a gray floor", "green"),
+        ("a red ball bounces over a blue floor", "a yellow square bounces over a blue floor", "yellow"),
+        (
+            "a white triangle floats up on a purple background",
+            "a cyan triangle floats up on a purple background",
+            "cyan",
+        ),
+    ],
+)
+def test_a_prompt_switch_shows_within_two_chunks_and_without_a_cut(
+    mini: StreamingVideoPipeline, first: str, second: str, colour: str
+) -> None:
+    frames = mini.generate(first, 5.0, at={2.0: second}, seed=1)[0].numpy()
+    switch = next(start for start in range(9, 81, 12) if start >= 32)
+    before, during, after = (
+        [pixels_near(frame, colour) for frame in frames[part : part + 12 : 3]]
+        for part in (switch - 12, switch + 12, 69)
+    )
+    assert np.median(before) < 0.01, before
+    assert max(during) > 0.02, "it shows in the second chunk"
+    assert np.median(after) > 0.04, after
+    brightness = frames.mean(axis=(1, 2, 3))
+    assert brightness.min() > 0.7 * brightness[:switch].mean(), "no frame is black"
+    steps = np.abs(frames[1:] - frames[:-1]).mean(axis=(1, 2, 3))
+    assert steps[switch - 1] < 2 * steps[8:switch].max(), "the picture goes on where it was"

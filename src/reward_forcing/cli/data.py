@@ -23,6 +23,8 @@ def make(
     size: Annotated[int, typer.Option(min=16, help="Width and height in pixels.")] = 64,
     vae: Annotated[Path | None, typer.Option(help="Write latents of this VAE's folder instead of videos.")] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Clips in a shard of latents.")] = 256,
+    first: Annotated[int, typer.Option(min=0, help="Scene of the first clip of latents; the others count up.")] = 0,
+    kinds: Annotated[str, typer.Option(help="Only these kinds of scene, in turn: spin,orbit. Latents only.")] = "",
     switch_chunk: Annotated[
         int, typer.Option(min=0, help="Clips whose prompt is switched at a multiple of so many latent frames.")
     ] = 0,
@@ -34,17 +36,19 @@ def make(
 
     if split not in SPLITS:
         raise ValueError(unknown("split", split, SPLITS))
-    part = _parse_share(share)
+    part = parse_share(share)
     if vae is not None:
         what = {"count": count, "split": split, "frames": frames, "size": size, "shard_size": shard_size}
-        _make_latents(out, vae, what | {"switch_chunk": switch_chunk}, part)
-    elif switch_chunk:
-        raise ValueError("--switch-chunk makes latents: say which VAE encodes them, with --vae")
+        only = tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
+        _make_latents(out, vae, what | {"first": first, "kinds": only, "switch_chunk": switch_chunk}, part)
+    elif switch_chunk or kinds or first:
+        raise ValueError("--switch-chunk, --kinds and --first make latents: say which VAE encodes them, with --vae")
     else:
         _make_videos(out, count, split, frames, size, part)
 
 
-def _parse_share(share: str) -> tuple[int, int]:
+def parse_share(share: str) -> tuple[int, int]:
+    """(i, n) of `i/n`; raises ValueError for another form and unless 0 <= i < n."""
     index, _, parts = share.partition("/")
     if not (index.isdigit() and parts.isdigit() and int(index) < int(parts)):
         raise ValueError(f"--share must be i/n with 0 <= i < n, for example 0/2, got {share!r}")
@@ -145,7 +149,7 @@ def ode_pairs(
     from reward_forcing.training.shards import weights_hash
 
     torch.set_num_threads(1)
-    part = _parse_share(share)
+    part = parse_share(share)
     numbers = latent_shape.split(",")
     if len(numbers) != 4 or not all(number.strip().isdigit() for number in numbers):
         raise ValueError(f"--latent-shape must be four whole numbers as 21,16,8,8, got {latent_shape!r}")

@@ -51,12 +51,12 @@ def clip(scene: Scene, frames: int, size: int = 64, start: int = 0) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float() / 255
 
 
-def wording(index: int, split: Split = "train", seed: int = 0) -> str:
+def wording(index: int, split: Split = "train", seed: int = 0, kind: str | None = None) -> str:
     """A caption of scene `index` of a split, chosen by `seed`; held-out scenes get held-out wordings.
 
-    The first held-out caption is always FIRST_HELD_OUT.
+    kind: as in `world_scene`. The first held-out caption is always FIRST_HELD_OUT.
     """
-    if split == "held_out" and index == 0:
+    if split == "held_out" and index == 0 and kind in (None, "bounce"):
         return FIRST_HELD_OUT
     rng = np.random.default_rng([seed, index])
-    return caption(world_scene(index, split), rng, held_out=split == "held_out").text
+    return caption(world_scene(index, split, kind), rng, held_out=split == "held_out").text

@@ -21,7 +21,7 @@ from reward_forcing.flow import TIMESTEPS, add_noise, ode_sigmas, shift_sigma, w
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import teacher_forcing
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.training.latents import WorldLatents
+from reward_forcing.training.latents import JoinedLatents, WorldLatents
 from reward_forcing.training.networks import load_transformer, load_vae
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
@@ -96,15 +96,16 @@ Objective = Annotated[Bidirectional | TeacherForcing, Field(discriminator="kind"
 class FlowMatchingSettings(StageSettings):
     """Settings of the flow-matching stage.
 
-    latents, validation_latents: stores made by `rforce data make`. text: folder with text_encoder/ and tokenizer/.
-    vae: to look at samples. model: size of a fresh transformer; init: a transformer's folder to start from instead.
-    phases: clip lengths in latent frames, and batches. drop_text: part of the captions replaced by the empty prompt,
-    for guidance. first_frame_weight: of the first latent frame in the bidirectional loss; it alone is one pixel frame.
+    latents, validation_latents: stores made by `rforce data make`; several are read as one. text: folder with
+    text_encoder/ and tokenizer/. vae: to look at samples. model: size of a fresh transformer; init: a transformer's
+    folder to start from instead. phases: clip lengths in latent frames, and batches. drop_text: part of the captions
+    replaced by the empty prompt, for guidance. first_frame_weight: of the first latent frame in the bidirectional loss;
+    it alone is one pixel frame.
     switches: see `Switches`; none if left out.
     """
 
     stage: Literal["flow_matching"] = "flow_matching"
-    latents: Path
+    latents: Path | tuple[Path, ...]
     validation_latents: Path
     text: Path
     vae: Path
@@ -129,7 +130,8 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         self, settings: FlowMatchingSettings, seed: int, rank: int, world_size: int, device: torch.device
     ) -> None:
         super().__init__(settings, seed, rank, world_size, device)
-        self.data = WorldLatents(settings.latents)
+        folders = (settings.latents,) if isinstance(settings.latents, Path) else settings.latents
+        self.data = JoinedLatents([WorldLatents(folder) for folder in folders])
         self.validation = WorldLatents(settings.validation_latents)
         self.switching = WorldLatents(settings.switches.latents) if settings.switches else None
         if self.switching and not (self.switching.switches and self.switching.shape == self.data.shape):

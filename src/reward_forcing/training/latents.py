@@ -6,15 +6,19 @@ whenever a clip is read.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, model_validator
 from torch import Tensor
 
+from reward_forcing.config import unknown
 from reward_forcing.data.dataset import clip, wording, world_scene
+from reward_forcing.data.scenes import KINDS
 from reward_forcing.data.switches import switch_captions, switched_scene
 from reward_forcing.geometry import Geometry
 from reward_forcing.training.networks import load_vae
@@ -24,6 +28,7 @@ from reward_forcing.training.shards import Manifest, read_shards, write_shards
 class LatentsManifest(Manifest):
     """What a store holds. vae: SHA-256 of the VAE's weights. frames: pixel frames of each clip.
 
+    first: the scene of clip 0; the others count up. kinds: the only kinds of scene, in turn; empty for all kinds.
     switch_chunk: 0 for clips of one scene; otherwise each clip is a switch of prompts at a multiple of so many latent
     frames, all places in turn.
     """
@@ -32,7 +37,22 @@ class LatentsManifest(Manifest):
     frames: int
     size: int
     vae: str
+    first: NonNegativeInt = 0
+    kinds: tuple[str, ...] = ()
     switch_chunk: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _kinds_are_of_the_world(self) -> LatentsManifest:
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ValueError(unknown("scene kind", kind, KINDS))
+        if self.kinds and self.switch_chunk:
+            raise ValueError("a store of switches takes all kinds of scene; leave kinds out")
+        return self
+
+    def kind(self, index: int) -> str | None:
+        """The kind of scene that clip `index` must have; None for any."""
+        return self.kinds[index % len(self.kinds)] if self.kinds else None
 
     def switch(self, index: int, latent_frames: int) -> int:
         """The latent frame at which clip `index` of `latent_frames` switches."""
@@ -55,10 +75,11 @@ def encode_world(vae: Path, out: Path, manifest: LatentsManifest, share: tuple[i
         )
 
     def pixels(item: int) -> Tensor:
+        scene = manifest.first + item
         if not manifest.switch_chunk:
-            return clip(world_scene(item, manifest.split), manifest.frames, manifest.size)
+            return clip(world_scene(scene, manifest.split, manifest.kind(item)), manifest.frames, manifest.size)
         at = geometry.frames_of(manifest.switch(item, latent_frames))
-        return switched_scene(item, manifest.split, at).clip(at, manifest.frames, manifest.size)
+        return switched_scene(scene, manifest.split, at).clip(at, manifest.frames, manifest.size)
 
     @torch.inference_mode()
     def make(items: range) -> dict[str, Tensor]:
@@ -90,7 +111,8 @@ class WorldLatents:
 
     def caption(self, index: int, seed: int) -> str:
         """A wording of clip `index`, chosen by `seed`."""
-        return wording(index, self.manifest.split, seed)
+        manifest = self.manifest
+        return wording(manifest.first + index, manifest.split, seed, manifest.kind(index))
 
     @property
     def switches(self) -> list[int]:
@@ -105,5 +127,38 @@ class WorldLatents:
     def switch_captions(self, index: int, seed: int) -> tuple[str, str]:
         """Wordings of clip `index` before and after its switch, chosen by `seed`."""
         at = Geometry(self.manifest.size, self.manifest.size).frames_of(self.manifest.switch(index, self.shape[0]))
-        first, second = switch_captions(switched_scene(index, self.manifest.split, at), seed)
+        first, second = switch_captions(switched_scene(self.manifest.first + index, self.manifest.split, at), seed)
         return first.text, second.text
+
+
+class JoinedLatents:
+    """Several stores of clips of one shape, read as one."""
+
+    def __init__(self, stores: Sequence[WorldLatents]) -> None:
+        """Raises ValueError for stores of different shapes."""
+        shapes = {store.shape for store in stores}
+        if len(shapes) != 1:
+            raise ValueError(f"the stores hold clips of different shapes: {sorted(shapes)}")
+        self.stores = tuple(stores)
+        self._starts = list(accumulate((len(store) for store in stores), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(F, C, h, w) of a clip."""
+        return self.stores[0].shape
+
+    def _place(self, index: int) -> tuple[WorldLatents, int]:
+        store = bisect_right(self._starts, index) - 1
+        return self.stores[store], index - self._starts[store]
+
+    def read(self, indices: Sequence[int], frames: int) -> Tensor:
+        """Float32 latents [B, frames, C, h, w]; see `WorldLatents.read`."""
+        return torch.cat([store.read([place], frames) for store, place in map(self._place, indices)])
+
+    def caption(self, index: int, seed: int) -> str:
+        """A wording of clip `index`, chosen by `seed`."""
+        store, place = self._place(index)
+        return store.caption(place, seed)
