@@ -24,7 +24,7 @@ train 2_vae_long_clips
 train 3_text_encoder
 latents train train 5000
 latents validation validation 128
-latents more train 5000 --first 5000
+latents more train 2560 --first 5000
 latents turning train 6000 --kinds spin,pulse,orbit,swing --first 100000
 latents switches train 1800 --switch-chunk 3
 train 4_teacher_short_clips

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reward_forcing.cli import eval_run
 from reward_forcing.logs import StepProgress
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 app = typer.Typer(help="Measure a model.", no_args_is_help=True)
+app.command()(eval_run.run)
+app.command()(eval_run.drift)
+app.command()(eval_run.compare)
 
 
 @app.command()

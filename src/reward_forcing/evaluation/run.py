@@ -1,0 +1,304 @@
+"""Makes the clips of a suite, measures them, and goes on where it was stopped.
+
+    OUT/recipe.json          what determines the numbers; a folder holds clips of one recipe only
+    OUT/clips/NAME.mp4       each clip for viewing; numbers come from the raw frames, not from this file
+    OUT/samples/NAME.json    each clip's numbers, written whole and after its video: with it, the clip is done
+    OUT/runs.jsonl           a line for each process that made clips
+    OUT/results.json         the scores, written by whoever finds all clips done
+
+Clips are made in blocks whose members never change, and a block that lacks a clip is made again as a whole: the last
+bits of a clip depend on what is computed beside it, so its numbers are the same however often the work was stopped.
+T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reward_forcing.checkpoints.files import find_weights
+from reward_forcing.config import Settings
+from reward_forcing.evaluation import environment
+from reward_forcing.evaluation.clip_scores import measure_clip
+from reward_forcing.evaluation.metrics import Rhythm
+from reward_forcing.evaluation.metrics.clips import Pixels
+from reward_forcing.evaluation.results import RESULTS, EvalResults, Provenance, Sample, write_results
+from reward_forcing.evaluation.set_scores import score_set
+from reward_forcing.evaluation.suites import SHORT_SECONDS, PromptSet, Suite
+from reward_forcing.logs import JsonLines, StepProgress
+from reward_forcing.streaming.model_folder import ModelFolder
+from reward_forcing.streaming.pipeline import StreamingVideoPipeline
+from reward_forcing.streaming.video_io import VideoWriter, open_writer, read_video, to_uint8
+
+BATCH = 8
+RECIPE, RUNS = "recipe.json", "runs.jsonl"
+HASHED_PARTS = ("vae", "text_encoder")
+
+
+class Recipe(Settings):
+    """What determines the numbers of an evaluation. weights, parts: SHA-256; prompts: as in `results.Provenance`.
+
+    sets: name -> what is made. videos: SHA-256 of videos made elsewhere, None where they are generated.
+    """
+
+    suite: str
+    sets: dict[str, str]
+    prompts: str
+    seed: int
+    batch: int
+    weights: str | None
+    parts: dict[str, str]
+    streaming: dict[str, Any]
+    videos: str | None
+    quick: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """Clips of one set that are made side by side. samples: their records, nothing measured yet."""
+
+    prompts: PromptSet
+    samples: tuple[Sample, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of video in it."""
+        return sum(sample.seconds for sample in self.samples)
+
+
+def evaluate(
+    suite: Suite,
+    out: Path,
+    model: ModelFolder | None = None,
+    *,
+    name: str = "",
+    seed: int = 0,
+    batch: int = BATCH,
+    share: tuple[int, int] = (0, 1),
+    command: str = "",
+    quiet: bool = False,
+) -> EvalResults | None:
+    """The results of `suite`, also in `out`/results.json; None while clips of other shares are missing.
+
+    model: what generates, looked through but not loaded; None for a folder of videos. name: of the model, for the
+    record. batch: clips of 5 seconds made side by side, fewer of longer ones. share: (i, n) makes every n-th block from
+    the i-th on; the last of n processes to end, or the same command again, writes the results.
+    Raises ValueError, before weights load, if `out` holds clips of another recipe, naming what differs.
+    """
+    if suite.is_made == (model is not None):
+        wanted = "is a folder of videos and takes no model" if suite.is_made else "needs a model to make its clips"
+        raise ValueError(f"suite '{suite.name}' {wanted}")
+    if batch < 1 or not 0 <= share[0] < share[1]:
+        raise ValueError(f"expected a batch of at least 1 and a share i of n with 0 <= i < n, got {batch} and {share}")
+    blocks = plan(suite, model, seed, batch)
+    _claim(out, _recipe(suite, model, seed, batch))
+    missing = [block for block in blocks[share[0] :: share[1]] if _lacking(out, block)]
+    if missing:
+        run = {"created": _now(), "commit": environment.commit(), "command": command, "share": list(share)}
+        JsonLines(out / RUNS).append(run)
+        _make(missing, out, model, quiet)
+    if any(_lacking(out, block) for block in blocks):
+        return None
+    samples = [_read(out, sample) for block in blocks for sample in block.samples]
+    results = EvalResults(
+        suite=suite.name,
+        provenance=_provenance(suite, out, _recipe_of(out), name, command),
+        sets=tuple(
+            score_set(prompts.name, prompts.seconds, [sample for sample in samples if sample.set == prompts.name])
+            for prompts in suite.sets
+        ),
+        samples=tuple(samples),
+    )
+    write_results(results, out)
+    return results
+
+
+def plan(suite: Suite, model: ModelFolder | None, seed: int = 0, batch: int = BATCH) -> list[Block]:
+    """The blocks of a suite, in order; a block holds about `batch` times 5 seconds of video, and one clip at least."""
+    blocks = []
+    for prompts in suite.sets:
+        samples = [_planned(prompts, index, one, model) for index in range(len(prompts.prompts))
+                   for one in prompts.seeds_of(index, seed)]  # fmt: skip
+        size = 1 if prompts.videos else max(1, min(batch, math.floor(batch * SHORT_SECONDS / prompts.seconds)))
+        blocks += [Block(prompts, tuple(samples[first : first + size])) for first in range(0, len(samples), size)]
+    return blocks
+
+
+def _planned(prompts: PromptSet, index: int, seed: int, model: ModelFolder | None) -> Sample:
+    frames = model.geometry.frames_for(prompts.seconds) if model else 0
+    seconds = frames / model.geometry.fps if model else prompts.seconds
+    text = prompts.prompts[index]
+    values = {"set": prompts.name, "prompt_index": index, "prompt": text, "seed": seed}
+    sample = Sample(**values, seconds=seconds, frames=frames, file="")
+    return sample.model_copy(update={"file": f"clips/{sample.name}.mp4"})
+
+
+def _recipe(suite: Suite, model: ModelFolder | None, seed: int, batch: int) -> Recipe:
+    clips = {one.name: sum(len(one.seeds_of(index, 0)) for index in range(len(one.prompts))) for one in suite.sets}
+    sets = {one.name: f"{clips[one.name]} clips of {len(one.prompts)} prompts, {one.seconds:g} s" for one in suite.sets}
+    videos = [file for one in suite.sets for files in one.videos for file in files]
+    return Recipe(
+        suite=suite.name,
+        sets=sets,
+        prompts=suite.prompts_hash(),
+        seed=seed,
+        batch=batch,
+        weights=environment.files_hash(find_weights(model.transformer)) if model else None,
+        parts={p: environment.files_hash(find_weights(model.path / p)) for p in HASHED_PARTS} if model else {},
+        streaming=model.settings.model_dump(mode="json", exclude={"hint"}) if model else {},
+        videos=environment.files_hash(videos) if videos else None,
+        quick=suite.is_quick,
+    )
+
+
+def _claim(out: Path, recipe: Recipe) -> None:
+    """Make `out` a folder of `recipe`; raises ValueError if it holds another."""
+    if not (out / RECIPE).is_file():
+        if (out / RESULTS).exists():
+            raise ValueError(f"'{out}' holds a {RESULTS} of something else; use another folder")
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+        _write(out / RECIPE, recipe)
+    held = _recipe_of(out)
+    if held != recipe:
+        theirs, ours = (_flat(one.model_dump(mode="json")) for one in (held, recipe))
+        names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+        changes = ", ".join(f"{name}: {_short(theirs.get(name))} -> {_short(ours.get(name))}" for name in names)
+        raise ValueError(f"'{out}' holds an evaluation of another recipe ({changes}); use another folder, or delete it")
+
+
+def _recipe_of(out: Path) -> Recipe:
+    return Recipe.model_validate_json((out / RECIPE).read_text(encoding="utf-8"))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups as one, `streaming.sink.alpha`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _short(value: object) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _write(path: Path, value: Settings) -> None:
+    """A value as a file, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(value.model_dump_json(indent=1), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _record(out: Path, sample: Sample) -> Path:
+    return out / "samples" / f"{sample.name}.json"
+
+
+def _read(out: Path, sample: Sample) -> Sample:
+    return Sample.model_validate_json(_record(out, sample).read_text(encoding="utf-8"))
+
+
+def _lacking(out: Path, block: Block) -> list[int]:
+    """Numbers of the block's clips that are not done."""
+    is_done = [
+        _record(out, sample).is_file() and (bool(block.prompts.videos) or (out / sample.file).is_file())
+        for sample in block.samples
+    ]
+    return [number for number, done in enumerate(is_done) if not done]
+
+
+def _make(blocks: Sequence[Block], out: Path, model: ModelFolder | None, quiet: bool) -> None:
+    pipeline = None if model is None else StreamingVideoPipeline.load(model)
+    total, clips = math.ceil(sum(block.seconds for block in blocks)), sum(len(block.samples) for block in blocks)
+    seconds, made = 0.0, 0
+    with StepProgress("seconds of video", 0, total, quiet) as progress:
+        for block in blocks:
+
+            def advance(more: float, before: float = seconds) -> None:
+                progress.advance(math.floor(before + more))
+
+            samples = _made(block, out, advance) if pipeline is None else _generated(pipeline, block, out, advance)
+            for sample in samples:
+                _write(_record(out, sample), sample)
+            seconds, made = seconds + block.seconds, made + len(block.samples)
+            progress.note(min(total, round(seconds)), f"{made} of {clips} clips")
+
+
+def _generated(
+    pipeline: StreamingVideoPipeline, block: Block, out: Path, advance: Callable[[float], None]
+) -> Iterator[Sample]:
+    """The records of the block's clips that are not done, once their videos are written.
+
+    Clips that are done are computed with the others and left as they are.
+    """
+    geometry, lacking = pipeline.geometry, _lacking(out, block)
+    size, frames = (geometry.height, geometry.width), block.samples[0].frames
+    clips = np.empty((len(lacking), frames, *size, 3), np.uint8)
+    stream = pipeline.stream([sample.prompt for sample in block.samples], seeds=[s.seed for s in block.samples])
+    with ExitStack() as files:
+        writers = [files.enter_context(_writer(out, block.samples[number], geometry.fps, size)) for number in lacking]
+        for chunk in stream.until(block.prompts.seconds):
+            pictures = to_uint8(chunk.frames)
+            for clip, number, writer in zip(clips, lacking, writers, strict=True):
+                writer.write(pictures[number])
+                end = chunk.start_frame + pictures.shape[1]
+                clip[chunk.start_frame : end] = pictures[number].permute(0, 2, 3, 1).numpy()
+            advance(len(block.samples) * (chunk.start_frame + pictures.shape[1]) / geometry.fps)
+    for clip, number in zip(clips, lacking, strict=True):
+        yield _measured(block, number, clip, Rhythm.of(geometry))
+
+
+def _writer(out: Path, sample: Sample, fps: float, size: tuple[int, int]) -> VideoWriter:
+    comment = f"rforce eval, seed {sample.seed}"
+    return open_writer(out / sample.file, fps, size, title=sample.prompt, comment=comment, overwrite=True)
+
+
+def _made(block: Block, out: Path, advance: Callable[[float], None]) -> Iterator[Sample]:
+    """The records of the block's clips that are not done, read from files made elsewhere.
+
+    Their chunks are unknown; metrics of borders take those of `WAN_RHYTHM` at the file's rate.
+    """
+    for number in _lacking(out, block):
+        sample = block.samples[number]
+        path = block.prompts.videos[sample.prompt_index][sample.seed]
+        frames, fps = read_video(path)
+        clip = frames.permute(0, 2, 3, 1).numpy()
+        place = os.path.relpath(path.resolve(), out.resolve())
+        update = {"file": Path(place).as_posix(), "frames": len(clip), "seconds": len(clip) / fps}
+        yield _measured(block, number, clip, Rhythm(fps)).model_copy(update=update)
+        advance(sample.seconds)
+
+
+def _measured(block: Block, number: int, clip: Pixels, rhythm: Rhythm) -> Sample:
+    sample, truth = block.samples[number], block.prompts.truth
+    measured = measure_clip(clip, rhythm, truth[sample.prompt_index] if truth else None)
+    found = {"scores": measured.scores, "right": measured.right, "curves": measured.curves, "seen": measured.seen}
+    return sample.model_copy(update=found)
+
+
+def _provenance(suite: Suite, out: Path, recipe: Recipe, name: str, command: str) -> Provenance:
+    commits = dict.fromkeys(str(run.get("commit", "")) for run in JsonLines(out / RUNS).rows())
+    return Provenance(
+        command=command,
+        created=_now(),
+        model=name,
+        weights=recipe.weights,
+        streaming=recipe.streaming,
+        prompts=recipe.prompts,
+        seed=recipe.seed,
+        commit=", ".join(commit for commit in commits if commit),
+        versions=environment.versions(),
+        machine=environment.machine(),
+        quick=suite.is_quick,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
