@@ -40,7 +40,8 @@ class DmdSettings(StageSettings):
     latent frames of a rollout. latent_size: rows and columns of a latent frame. guidance: the teacher's CFG weight, in
     the usual convention (the reference's 3.0 is 4.0 here). generator_every: critic updates per generator update.
     score_shift, score_range: where on the noise axis the scores are compared. switch_share: of the rollouts whose
-    prompt is switched between two chunks, all three networks reading each frame's own prompt.
+    prompt is switched between two chunks, all three networks reading each frame's own prompt. first_frame_weight:
+    factor of the gradient of the first latent frame, which is a single pixel frame and has no past to go by.
     """
 
     stage: Literal["dmd"] = "dmd"
@@ -61,6 +62,7 @@ class DmdSettings(StageSettings):
     score_range: tuple[float, float] = (0.02, 0.98)
     captions: PositiveInt = 100_000
     switch_share: float = Field(0.0, ge=0, le=1)
+    first_frame_weight: PositiveFloat = 1.0
 
 
 class DmdStage(Stage[DmdSettings]):
@@ -147,6 +149,7 @@ class DmdStage(Stage[DmdSettings]):
             real = guided_x0(Denoiser(self.real_score), noisy, levels, real_text, null, self.settings.guidance)
             fake = Denoiser(self.fake_score)(noisy, levels, prompts.text(self.fake_score, frames)).x0
             gradient = dmd_gradient(x, real, fake)
+            gradient[:, 0] *= self.settings.first_frame_weight
         motion = (x[:, 1:] - x[:, :-1]).detach().abs().mean()
         return dmd_loss(x, gradient), {"gradient": gradient.abs().mean(), "motion": motion}
 
