@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reward_forcing.cli import eval_run
+from reward_forcing.cli import eval_report, eval_run
 from reward_forcing.logs import StepProgress
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ app = typer.Typer(help="Measure a model.", no_args_is_help=True)
 app.command()(eval_run.run)
 app.command()(eval_run.drift)
 app.command()(eval_run.compare)
+app.command()(eval_report.report)
 
 
 @app.command()

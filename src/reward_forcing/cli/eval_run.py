@@ -43,10 +43,11 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="16 prompts, and 4 of 20 s: to see that all works.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the clips of a suite, measure them, and write results.json with every score and its interval."""
+    """Make the clips of a suite, measure them, and write results.json and a report of every score and its interval."""
     from reward_forcing.evaluation.metrics.flow import opencv
 
     opencv()
+    from reward_forcing.evaluation.report import write_report
     from reward_forcing.evaluation.results import RESULTS
     from reward_forcing.evaluation.run import evaluate
     from reward_forcing.evaluation.suites import open_suite
@@ -66,8 +67,10 @@ def run(
         text = f"share {share} is done; the results come with the last of {part[1]} shares"
         typer.echo(json.dumps({"results": None, "note": text}) if as_json else text)
         return
-    report = {"results": str(out / RESULTS)} | results.model_dump(mode="json", exclude={"samples"})
-    typer.echo(_as_json(report) if as_json else _table(results, out / RESULTS))
+    page = write_report(results, out)
+    paths = {"results": str(out / RESULTS), "report": str(page)}
+    record = paths | results.model_dump(mode="json", exclude={"samples"})
+    typer.echo(_as_json(record) if as_json else "\n".join([_table(results), *paths.values()]))
 
 
 def _open_model(model: str, method: str | None, weights: str | None, changes: list[str] | None) -> tuple[Any, str]:
@@ -81,7 +84,7 @@ def _open_model(model: str, method: str | None, weights: str | None, changes: li
     return folder, model if weights is None else f"{model} with {weights}"
 
 
-def _table(results: "EvalResults", path: Path) -> str:
+def _table(results: "EvalResults") -> str:
     lines = []
     for one in results.sets:
         clips = sum(sample.set == one.name for sample in results.samples)
@@ -90,7 +93,7 @@ def _table(results: "EvalResults", path: Path) -> str:
         for name, drift in one.drift.items():
             slope = f"slope {drift.slope.value:+.4g} [{drift.slope.low:.4g}, {drift.slope.high:.4g}] a minute"
             lines.append(f"  drift of {name:20s} {drift.drift:9.4g}   {slope}")
-    return "\n".join([*lines, str(path)])
+    return "\n".join(lines)
 
 
 def _main_scores(one: "SetResults") -> dict[str, "Score"]:
