@@ -67,7 +67,8 @@ def test_a_run_prints_main_scores_with_intervals_and_the_path(
     assert rforce("run", "--suite", place / "prompts.jsonl", "--model", tiny_model_folder, "--out", evaluation) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1s: 3 clips of 3 prompts, 1 s"
-    assert lines[-1] == str(evaluation / "results.json")
+    assert lines[-2:] == [str(evaluation / "results.json"), str(evaluation / "report.html")]
+    assert (evaluation / "report.html").is_file()
     table = {line.split()[0]: line for line in lines[1:-1]}
     score = read_results(evaluation).sets[0].scores["flicker"]
     assert f"{score.value:.4g}   [{score.low:.4g}, {score.high:.4g}]" in table["flicker"]

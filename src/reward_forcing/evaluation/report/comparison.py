@@ -1,4 +1,4 @@
-"""PairedMeasure differences: two evaluations of the same prompts and seeds, and the start and the end of long clips."""
+"""Paired differences: two evaluations of the same prompts and seeds, and the start and the end of long clips."""
 
 from __future__ import annotations
 
