@@ -63,12 +63,12 @@ def switch_captions(switch: Switch, seed: int) -> tuple[Caption, Caption]:
 
 def changes(switch: Switch) -> dict[str, str]:
     """The traits that the second scene shows and the first did not, by their names in `captions.TRAITS`."""
-    before, after = _shown(switch.before), _shown(switch.after)
+    before, after = shown(switch.before), shown(switch.after)
     return {trait: value for trait, value in after.items() if before.get(trait) != value and value not in UNREMARKABLE}
 
 
-def _shown(scene: Scene) -> dict[str, str]:
-    """What can be seen of a scene."""
+def shown(scene: Scene) -> dict[str, str]:
+    """What can be seen of a scene: trait of `captions.TRAITS` -> value, without the traits that it does not have."""
     traits = {"kind": scene.kind, "setting": scene.setting, "direction": scene.direction, "speed": scene.speed}
     if scene.setting != "land":
         traits["background"] = scene.background
@@ -86,7 +86,7 @@ def _edited(scene: Scene, rng: np.random.Generator) -> Scene | None:
     after = replace(scene, **{trait: getattr(other, trait) for trait in traits})
     clear = all(stands_out(colour, after.background, after.setting == "floor") for colour in _colours(after))
     distinct = len(set(_colours(after))) == len(_colours(after))
-    visible = _shown(after) != _shown(scene)
+    visible = shown(after) != shown(scene)
     return after if visible and clear and distinct else None
 
 

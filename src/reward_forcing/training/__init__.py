@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # The value of `stage:` in a configuration file -> where its class is, in the order of the recipe.
 STAGES = {
     "vae": "reward_forcing.training.vae:VaeStage",
+    "video_features": "reward_forcing.training.video_features:VideoFeaturesStage",
     "text_encoder": "reward_forcing.training.text_encoder:TextEncoderStage",
     "flow_matching": "reward_forcing.training.flow_matching:FlowMatchingStage",
     "ode_regression": "reward_forcing.training.ode_regression:OdeRegressionStage",
