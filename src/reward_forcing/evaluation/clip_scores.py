@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from reward_forcing.evaluation.drift import video_drift
@@ -39,6 +39,8 @@ ATTRIBUTE_DOCS = {
     "direction": "The direction is the one that the prompt names.",
     "background": "The background has the colour that the prompt names.",
     "moves": "The clip is not still.",
+    "size": "The object has the size that the prompt names.",
+    "speed": "The motion has the speed that the prompt names.",
     ALIGNED: "Everything that the prompt names is right.",
 }
 PART_DOCS = {
@@ -145,4 +147,4 @@ def _judged(frames: Pixels, truth: Prompt | None) -> tuple[dict[str, bool], dict
     if truth is None:
         return {}, {}
     verdict = judge(truth, frames)
-    return {**verdict.right, ALIGNED: all(verdict.right.values())}, asdict(verdict.seen)
+    return {**verdict.right, ALIGNED: all(verdict.right.values())}, verdict.seen_as_json()

@@ -5,8 +5,10 @@ Where a prompt leaves an attribute out, anything is right and nothing is counted
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ from reward_forcing.data.switches import changes, switch_captions, switched_scen
 from reward_forcing.evaluation.statistics import wilson_interval
 from reward_forcing.evaluation.world_vision import Seen, see
 
-ATTRIBUTES = ("colour", "shape", "count", "motion", "direction", "background", "moves")
+ATTRIBUTES = ("colour", "shape", "count", "motion", "direction", "background", "moves", "size", "speed")
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,14 @@ class Verdict:
     seen: Seen
     right: dict[str, bool]
 
+    def seen_as_json(self) -> dict[str, Any]:
+        """What was seen as plain values; a residual that is not known is None."""
+        return asdict(self.seen) | {"residual": None if math.isnan(self.seen.residual) else self.seen.residual}
+
     def as_json(self) -> dict[str, object]:
         """Plain values for a results file."""
         return {"index": self.prompt.index, "prompt": self.prompt.text, "scene": asdict(self.prompt.scene),
-                "seen": asdict(self.seen), "right": self.right}  # fmt: skip
+                "seen": self.seen_as_json(), "right": self.right}  # fmt: skip
 
 
 def held_out_prompts(count: int, first: int = 0) -> list[Prompt]:
@@ -104,6 +110,10 @@ def judge(prompt: Prompt, frames: NDArray[np.uint8]) -> Verdict:
         right["direction"] = seen.direction == scene.direction
     if says["background"] != UNSAID:
         right["background"] = seen.background == scene.background
+    if says["size"] != UNSAID:
+        right["size"] = seen.size == scene.size
+    if says["speed"] != UNSAID:
+        right["speed"] = seen.speed == scene.speed
     return Verdict(prompt, seen, {name: right[name] for name in ATTRIBUTES if name in right})
 
 
