@@ -5,7 +5,8 @@ beside it and derives them from `Settings`.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,53 @@ class Settings(BaseModel):
                 if name not in cls.model_fields:
                     raise ValueError(unknown("setting", str(name), cls.model_fields))
         return values
+
+
+class Variant(Settings):
+    """Settings of one of several kinds, named by `kind`; a class from outside is called `package.module:Class`."""
+
+    kind: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_is_where_the_class_is(cls, values: Any) -> Any:
+        if cls.model_fields["kind"].default or not isinstance(values, Mapping):
+            return values
+        return {**values, "kind": f"{cls.__module__}:{cls.__qualname__}"}
+
+
+V = TypeVar("V", bound=Variant)
+
+
+def variant_class(what: str, kind: str, base: type[V], known: Mapping[str, type[V]]) -> type[V]:
+    """The class of a `what` by its name in settings, imported where that is `package.module:Class`.
+
+    Raises ValueError for an unknown name, and for a place that holds no subclass of `base`.
+    """
+    module, colon, name = kind.partition(":")
+    if not colon:
+        if kind not in known:
+            raise ValueError(unknown(what, kind, known))
+        return known[kind]
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"cannot import the {what} '{kind}': {error}") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"'{kind}' is not a {what}; derive it from {base.__module__}.{base.__qualname__}")
+    return found
+
+
+def read_variant(what: str, value: object, base: type[V], known: Mapping[str, type[V]]) -> object:
+    """A mapping with `kind` as an instance of that kind's class; anything else as it is, for pydantic to check."""
+    if not isinstance(value, Mapping):
+        return value
+    if not isinstance(value.get("kind"), str):
+        raise ValueError(f"missing kind, which says which {what} is meant ({', '.join(known)})")
+    try:
+        return variant_class(what, value["kind"], base, known).model_validate(value)
+    except ValidationError as error:
+        raise ValueError(describe(error)) from None
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

@@ -254,13 +254,14 @@ def test_a_comparison_tells_difference_wins_and_p(
 ) -> None:
     other = _changed(evaluation, tmp_path / "other", flicker=2.0, contrast=-1.0)
     assert rforce("compare", evaluation, other, "--json") == 0
-    found = json.loads(capsys.readouterr().out)["sets"]["1s"]
+    rows = json.loads(capsys.readouterr().out)["measures"]
+    found = {row["measure"]: row for row in rows if row["set"] == "1s"}
     flicker, contrast = found["flicker"], found["contrast"]
-    assert flicker["comparison"]["difference"]["value"] == pytest.approx(-2)
-    assert (flicker["better"], flicker["comparison"]["win_rate"]) == ("lower", 1)
-    assert flicker["comparison"]["p_value"] == pytest.approx(2 / 2**3)
-    assert contrast["comparison"]["difference"]["value"] == pytest.approx(1)
-    assert found["saturation"]["comparison"]["difference"]["value"] == 0
+    assert flicker["difference"]["value"] == pytest.approx(-2)
+    assert (flicker["better"], flicker["win_rate"], contrast["win_rate"]) == ("lower", 1, None)
+    assert flicker["p_value"] == pytest.approx(2 / 2**3)
+    assert contrast["difference"]["value"] == pytest.approx(1)
+    assert found["saturation"]["difference"]["value"] == 0
     assert rforce("compare", evaluation, other, "--set", "1s") == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["flicker"])
     assert line.split()[1] == "-2"
@@ -273,7 +274,7 @@ def test_a_comparison_of_other_seeds_or_sets_is_refused(
     what = ("--suite", place / "prompts.jsonl", "--model", tiny_model_folder, "--out", tmp_path)
     assert rforce("run", *what, "--seed", 3) == 0
     assert rforce("compare", evaluation, tmp_path) == 2
-    assert "'a red ball' has the seeds [0] in one evaluation and [3] in the other" in capsys.readouterr().err
+    assert "share fewer than two prompts with the same set and seed" in capsys.readouterr().err
     assert rforce("compare", evaluation, tmp_path, "--set", "short") == 2
     assert "no set 'short' in these results" in capsys.readouterr().err
     assert rforce("compare", evaluation, tmp_path / "nowhere") == 2

@@ -15,7 +15,6 @@ from reward_forcing.evaluation.metrics.borders import border_effect, border_jump
 from reward_forcing.evaluation.metrics.clips import Measured, Pixels
 from reward_forcing.evaluation.metrics.consistency import background_constancy, moving_share, subject_constancy
 from reward_forcing.evaluation.metrics.defects import DEFECTS, Defect, add_noise, blur, step_at_borders
-from reward_forcing.evaluation.metrics.flow import inside, optical_flow, warp
 from reward_forcing.evaluation.metrics.image import (
     clipped_share,
     colourfulness,
@@ -34,6 +33,7 @@ from reward_forcing.evaluation.metrics.motion import (
 )
 from reward_forcing.evaluation.statistics import spearman
 from reward_forcing.geometry import Geometry
+from reward_forcing.optical_flow import inside, optical_flow, warp
 
 VBENCH = {
     "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "dynamic_degree",

@@ -15,8 +15,9 @@ import typer
 from typer.testing import CliRunner
 
 from reward_forcing.cli.eval_report import report
+from reward_forcing.evaluation.paired import LEAST_PROMPTS, pair, verdict_on
 from reward_forcing.evaluation.report import MARKDOWN, PAGE, clips, plots, write_report
-from reward_forcing.evaluation.report.comparison import LEAST_PROMPTS, gather, pair, verdict_on
+from reward_forcing.evaluation.report.comparison import gather
 from reward_forcing.evaluation.report.summary import GOOD_RATE, main_numbers, strong_points, weak_points
 from reward_forcing.evaluation.report.truth import ranked, scene_kind, share_right
 from reward_forcing.evaluation.report.words import span_of, value_of

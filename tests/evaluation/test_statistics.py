@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from reward_forcing.evaluation.statistics import bootstrap_mean, compare, spearman, wilson_interval
+from reward_forcing.evaluation.statistics import bootstrap_mean, compare, jackknife, spearman, wilson_interval
 
 
 def coverage(prompts: int, seeds: int, trials: int = 400) -> float:
@@ -179,3 +179,23 @@ def test_ranks_that_do_not_exist_are_refused(x, y, message):
 
 def test_ranks_of_equal_values_tell_nothing():
     assert math.isnan(spearman([5, 5, 5], [1, 2, 3]))
+
+
+def test_the_jackknife_of_a_mean_is_the_textbook_interval() -> None:
+    values = np.random.default_rng(1).normal(3, 2, 40)
+    found = jackknife([np.array([value]) for value in values], lambda kept: float(np.concatenate(kept).mean()))
+    margin = 1.959964 * values.std(ddof=1) / np.sqrt(40)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (values.mean(), values.mean() - margin, values.mean() + margin), rel=1e-6
+    )
+    assert found.count == 40
+
+
+def test_the_jackknife_draws_a_prompt_with_all_its_seeds() -> None:
+    prompts = [np.array([1.0, 1.0, 1.0]), np.array([4.0]), np.array([4.0])]
+    found = jackknife(prompts, lambda kept: float(np.concatenate(kept).mean()))
+    without = np.array([4.0, 7 / 4, 7 / 4])
+    error = np.sqrt(2 / 3 * np.square(without - without.mean()).sum())
+    assert found.high - found.value == pytest.approx(1.959964 * error, rel=1e-6)
+    with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
+        jackknife(prompts[:1], lambda kept: 0.0)

@@ -46,5 +46,7 @@ def test_the_stage_learns_and_exports(tmp_path: Path) -> None:
     assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
     network = VideoFeatures.from_pretrained(tmp_path / "final/video_features").eval()
     x = torch.rand(1, 9, 3, 32, 32)
+    trained = {name: value.bfloat16().float() for name, value in stage.network.state_dict().items()}
+    stage.network.load_state_dict(trained)
     with torch.no_grad():
         torch.testing.assert_close(network(x), stage.network.eval()(x), atol=1e-5, rtol=1e-5)

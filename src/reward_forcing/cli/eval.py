@@ -20,17 +20,24 @@ app.command()(eval_run.drift)
 app.command()(eval_run.compare)
 app.command()(eval_report.report)
 
+Out = Annotated[Path, typer.Option(help="Folder for results.json and the contact sheet.")]
+Model = Annotated[str, typer.Option(help="Bundled name, folder or hub id.")]
+Method = Annotated[str | None, typer.Option(help="How it streams; see rforce schedule.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first clip; the others count up.")]
+Batch = Annotated[int, typer.Option(min=1, help="Clips streamed side by side.")]
+Sheet = Annotated[int, typer.Option(min=0, help="Clips shown in the contact sheet.")]
+
 
 @app.command()
 def world(
-    out: Annotated[Path, typer.Option(help="Folder for results.json and the contact sheet.")],
-    model: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")] = "mini",
-    method: Annotated[str | None, typer.Option(help="How it streams; see rforce schedule.")] = None,
+    out: Out,
+    model: Model = "mini",
+    method: Method = None,
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 128,
     seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first clip; the others count up.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Clips streamed side by side.")] = 8,
-    sheet: Annotated[int, typer.Option(min=0, help="Clips shown in the contact sheet.")] = 32,
+    seed: Seed = 0,
+    batch: Batch = 8,
+    sheet: Sheet = 32,
 ) -> None:
     """Colour, shape, number, motion, direction and background of held-out prompts, read by simple vision."""
     from reward_forcing.evaluation.world_suite import by_kind, held_out_prompts, judge, summarise
@@ -62,13 +69,13 @@ SWITCH_FRAME = 45
 
 @app.command()
 def switches(
-    out: Annotated[Path, typer.Option(help="Folder for results.json and the contact sheet.")],
-    model: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")] = "mini",
-    method: Annotated[str | None, typer.Option(help="How it streams; see rforce schedule.")] = None,
+    out: Out,
+    model: Model = "mini",
+    method: Method = None,
     prompts: Annotated[int, typer.Option(min=1, help="Pairs of prompts.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first clip; the others count up.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Clips streamed side by side.")] = 8,
-    sheet: Annotated[int, typer.Option(min=0, help="Clips shown in the contact sheet.")] = 32,
+    seed: Seed = 0,
+    batch: Batch = 8,
+    sheet: Sheet = 32,
 ) -> None:
     """Whether a prompt that is switched after three seconds is followed, from the second chunk after the switch on."""
     from reward_forcing.evaluation.world_suite import judge_switch, summarise, switch_prompts

@@ -15,8 +15,8 @@ from reward_forcing.cli.data import parse_share
 from reward_forcing.config import unknown
 
 if TYPE_CHECKING:
+    from reward_forcing.evaluation.paired import PairedMeasure
     from reward_forcing.evaluation.results import EvalResults, Score, SetResults
-    from reward_forcing.evaluation.set_scores import Paired
 
 MAIN_SCORES = ("flow_dynamic_degree", "flicker", "midpoint_error", "background_constancy", "subject_constancy",
                "border_effect", "first_chunk_copying", "sharpness", "colourfulness")  # fmt: skip
@@ -44,7 +44,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Make the clips of a suite, measure them, and write results.json and a report of every score and its interval."""
-    from reward_forcing.evaluation.metrics.flow import opencv
+    from reward_forcing.optical_flow import opencv
 
     opencv()
     from reward_forcing.evaluation.report import write_report
@@ -97,8 +97,8 @@ def _table(results: "EvalResults") -> str:
 
 
 def _main_scores(one: "SetResults") -> dict[str, "Score"]:
-    """Every rate, and the main metrics on all parts of a clip; of drift and slope there are lines of their own."""
-    shown = {name: score for name, score in one.scores.items() if score.kind == "rate"}
+    """Rates, distances and the main metrics on all parts of a clip; drift and slope have lines of their own."""
+    shown = {name: score for name, score in one.scores.items() if score.kind != "mean"}
     for name, score in one.scores.items():
         base, _, part = name.partition("@")
         if base in MAIN_SCORES and part not in ("drift", "slope"):
@@ -199,27 +199,31 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Two evaluations side by side, clip by clip: difference A - B, how often A wins, effect size and p value."""
+    from reward_forcing.evaluation.paired import pair
     from reward_forcing.evaluation.results import read_results
-    from reward_forcing.evaluation.set_scores import common_sets, compare_sets
 
     ours, theirs = read_results(a), read_results(b)
-    found = {one: compare_sets(ours, theirs, one) for one in common_sets(ours, theirs, name)}
+    found = pair(ours, theirs, name)
     if as_json:
-        sets = {one: {score: asdict(paired) for score, paired in scores.items()} for one, scores in found.items()}
-        typer.echo(_as_json({"a": str(a), "b": str(b), "sets": sets}))
+        rows = [asdict(row) | {"difference": row.difference.model_dump(), "verdict": row.verdict} for row in found]
+        typer.echo(_as_json({"a": str(a), "b": str(b), "measures": rows}))
         return
-    for one, scores in found.items():
-        typer.echo(f"{one}: A = {a}, B = {b}")
-        typer.echo(f"  {'':28s} {'A - B':>9s}   {'interval':22s} {'A wins':>7s} {'effect':>7s} {'p':>7s}   better")
-        typer.echo("\n".join(_paired_line(score, paired) for score, paired in scores.items()))
+    for one in dict.fromkeys(row.set for row in found):
+        clips = [sum(sample.set == one for sample in results.samples) for results in (ours, theirs)]
+        typer.echo(f"{one}: A = {a} ({clips[0]} clips), B = {b} ({clips[1]} clips)")
+        columns = f"{'A wins':>7s} {'effect':>7s} {'p':>7s} {'pairs':>6s}   {'better':8s} A is"
+        typer.echo(f"  {'':28s} {'A - B':>9s}   {'interval':22s} {columns}")
+        typer.echo("\n".join(_paired_line(row) for row in found if row.set == one))
     typer.echo("p: sign-flip test over prompts, each score by itself; not corrected for the number of scores")
 
 
-def _paired_line(name: str, paired: "Paired") -> str:
-    found = paired.comparison
-    interval = f"[{found.difference.low:.4g}, {found.difference.high:.4g}]"
-    numbers = f"{100 * found.win_rate:5.0f} % {found.effect_size:7.2f} {found.p_value:7.4f}"
-    return f"  {name:28s} {found.difference.value:+9.4g}   {interval:22s} {numbers}   {paired.better}"
+def _paired_line(row: "PairedMeasure") -> str:
+    interval = f"[{row.difference.low:.4g}, {row.difference.high:.4g}]"
+    wins = "" if row.win_rate is None else f"{100 * row.win_rate:.0f} %"
+    numbers = f"{wins:>7s} {row.effect_size:7.2f} {row.p_value:7.4f} {row.clips:6d}"
+    return (
+        f"  {row.measure:28s} {row.difference.value:+9.4g}   {interval:22s} {numbers}   {row.better:8s} {row.verdict}"
+    )
 
 
 def _as_json(value: Any) -> str:

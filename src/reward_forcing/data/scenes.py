@@ -323,7 +323,7 @@ def _hills(scene: Scene, t: Array, px: Array, py: Array, size: int) -> Array:
     return _mix(frames, (30, 88, 44), np.clip(0.5 - crown * size, 0, 1))
 
 
-def render(scene: Scene, frames: int, size: int = 64, start: int = 0, fps: float = FPS) -> NDArray[np.uint8]:
+def render(scene: Scene, frames: int, size: int = 64, start: float = 0, fps: float = FPS) -> NDArray[np.uint8]:
     """Frames [T, size, size, 3] uint8 of a scene, from frame number `start` on; edges are anti-aliased."""
     t = ((start + np.arange(frames)) / fps).astype(np.float32)
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size

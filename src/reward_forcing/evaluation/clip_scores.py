@@ -6,7 +6,7 @@ A clip of up to 10 seconds is measured whole, with every metric. Of a longer one
 - what looks at the whole (`WHOLE`) is measured on one frame for each latent frame;
 - all else, the costly optical flow, on the first 5 seconds (`flicker@start`) and the last (`flicker@end`). The metrics'
   last 5 seconds begin with the first whole chunk in them, so that borders of chunks stay where they are;
-- the prompt is judged on the first 5 seconds (`colour@start`) and on the last (`colour@end`).
+- the prompt is judged, and features are taken, on the first 5 seconds (`colour@start`) and on the last (`colour@end`).
 
 A metric that a clip is too short for is left out. T frames, H W pixels.
 """
@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from reward_forcing.evaluation.drift import video_drift
-from reward_forcing.evaluation.metrics import METRICS, Rhythm, Way
+from reward_forcing.evaluation.metrics import METRICS, Rhythm
 from reward_forcing.evaluation.metrics.clips import Pixels, check_clip
+from reward_forcing.evaluation.results import ALIGNED, Way
 from reward_forcing.evaluation.suites import LONGEST_SHORT
+from reward_forcing.evaluation.world_distance import features_of, window_frames
 from reward_forcing.evaluation.world_suite import Prompt, judge
 
 PER_FRAME = ("sharpness", "contrast", "saturation", "colourfulness", "clipped_share", "noise_level")
@@ -29,7 +31,6 @@ WHOLE = ("background_constancy", "subject_constancy", "moving_share", "first_chu
 AT_ENDS = tuple(name for name in METRICS if name not in PER_FRAME + WHOLE)
 SEGMENT_SECONDS = 2.0
 END_SECONDS = 5.0
-ALIGNED = "aligned"
 
 ATTRIBUTE_DOCS = {
     "colour": "Every object has the colour that the prompt names.",
@@ -60,6 +61,7 @@ class ClipScores:
     right: dict[str, bool] = field(default_factory=dict)
     curves: dict[str, tuple[float, ...]] = field(default_factory=dict)
     seen: dict[str, Any] = field(default_factory=dict)
+    features: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,11 @@ def measure_clip(frames: Pixels, rhythm: Rhythm, truth: Prompt | None = None) ->
     check_clip(frames)
     if len(frames) / rhythm.fps > LONGEST_SHORT:
         return _measure_long(frames, rhythm, truth)
+    scores = _measured(frames, METRICS, rhythm)
+    if truth is None:
+        return ClipScores(scores)
     right, seen = _judged(frames, truth)
-    return ClipScores(_measured(frames, METRICS, rhythm), right, {}, seen)
+    return ClipScores(scores, right, {}, seen, {"": features_of(frames[: window_frames(rhythm.fps)])})
 
 
 def meaning(name: str) -> Meaning:
@@ -122,12 +127,17 @@ def _measure_long(frames: Pixels, rhythm: Rhythm, truth: Prompt | None) -> ClipS
     scores |= _measured(frames[:: rhythm.latent_frames], WHOLE, _of_latent_frames(rhythm))
     scores |= _measured(frames[:end], AT_ENDS, rhythm, "@start")
     scores |= _measured(frames[last:], AT_ENDS, _of_later_chunks(rhythm), "@end")
-    right, seen = {}, {}
-    for part, frames_of_part in (("start", frames[:end]), ("end", frames[-end:])):
-        judged, seen_there = _judged(frames_of_part, truth)
-        right |= {f"{name}@{part}": is_right for name, is_right in judged.items()}
-        seen |= {part: seen_there} if seen_there else {}
-    return ClipScores(scores, right, {name: drift.means for name, drift in drifts.items()}, seen)
+    right, seen, features = {}, {}, {}
+    window = window_frames(rhythm.fps)
+    for part, judged_frames, features_frames in (
+        ("start", frames[:end], frames[:window]),
+        ("end", frames[-end:], frames[-window:]),
+    ):
+        if truth is not None:
+            judged, seen[part] = _judged(judged_frames, truth)
+            right |= {f"{name}@{part}": is_right for name, is_right in judged.items()}
+            features[part] = features_of(features_frames)
+    return ClipScores(scores, right, {name: drift.means for name, drift in drifts.items()}, seen, features)
 
 
 def _of_latent_frames(rhythm: Rhythm) -> Rhythm:
@@ -142,9 +152,7 @@ def _of_later_chunks(rhythm: Rhythm) -> Rhythm:
     return Rhythm(rhythm.fps, rhythm.chunk_frames, rhythm.chunk_frames, rhythm.latent_frames)
 
 
-def _judged(frames: Pixels, truth: Prompt | None) -> tuple[dict[str, bool], dict[str, Any]]:
-    """What of the prompt is right, and what was seen; both empty where no truth is known."""
-    if truth is None:
-        return {}, {}
+def _judged(frames: Pixels, truth: Prompt) -> tuple[dict[str, bool], dict[str, Any]]:
+    """What of the prompt is right, and what was seen."""
     verdict = judge(truth, frames)
     return {**verdict.right, ALIGNED: all(verdict.right.values())}, verdict.seen_as_json()

@@ -13,9 +13,15 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from reward_forcing.config import Settings, describe
+from reward_forcing.evaluation.statistics import Estimate
 
 FORMAT = 1
 RESULTS = "results.json"
+ALIGNED = "aligned"
+"""The verdict on a whole clip among what is right: it sums the others up and is not counted beside them."""
+
+Way = Literal["higher", "lower", "neither"]
+"""Which way of a number is better, all else being equal."""
 
 
 class Interval(Settings):
@@ -26,13 +32,22 @@ class Interval(Settings):
     high: float
     count: int
 
+    @classmethod
+    def of(cls, estimate: Estimate) -> Interval:
+        """The same numbers."""
+        return cls(value=estimate.value, low=estimate.low, high=estimate.high, count=estimate.count)
+
 
 class Score(Interval):
-    """A metric over a set of clips. kind: 'rate' of right clips in 0..1 (Wilson) or 'mean' (bootstrap over prompts)."""
+    """A metric over a set of clips.
+
+    kind: 'rate' of right clips in 0..1 (Wilson), 'mean' (bootstrap over prompts), or 'distance' of the whole set from
+    rendered clips (jackknife over prompts).
+    """
 
     unit: str = ""
-    better: Literal["higher", "lower", "neither"] = "neither"
-    kind: Literal["rate", "mean"] = "mean"
+    better: Way = "neither"
+    kind: Literal["rate", "mean", "distance"] = "mean"
     doc: str = ""
 
 
@@ -53,7 +68,8 @@ class Sample(Settings):
 
     file: relative to the folder of results.json. scores: metric -> number. right: attribute that the prompt names ->
     whether the clip shows it; empty for prompts without a known truth. curves: metric -> one value per segment.
-    seen: what the detector saw, for the reader.
+    seen: what the detector saw, for the reader. features: 'start' and 'end', or '' for all of a short clip -> what
+    distances between sets are taken of; only of clips of the procedural world.
     """
 
     set: str
@@ -67,6 +83,12 @@ class Sample(Settings):
     right: dict[str, bool] = Field(default_factory=dict)
     curves: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     seen: dict[str, Any] = Field(default_factory=dict)
+    features: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Every number of the clip by name, right and wrong as 1 and 0."""
+        return {name: float(right) for name, right in self.right.items()} | self.scores
 
     @property
     def name(self) -> str:

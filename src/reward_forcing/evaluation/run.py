@@ -112,7 +112,12 @@ def evaluate(
         suite=suite.name,
         provenance=_provenance(suite, out, _recipe_of(out), name, command),
         sets=tuple(
-            score_set(prompts.name, prompts.seconds, [sample for sample in samples if sample.set == prompts.name])
+            score_set(
+                prompts.name,
+                prompts.seconds,
+                [sample for sample in samples if sample.set == prompts.name],
+                [prompt.scene for prompt in prompts.truth],
+            )
             for prompts in suite.sets
         ),
         samples=tuple(samples),
@@ -279,8 +284,7 @@ def _made(block: Block, out: Path, advance: Callable[[float], None]) -> Iterator
 def _measured(block: Block, number: int, clip: Pixels, rhythm: Rhythm) -> Sample:
     sample, truth = block.samples[number], block.prompts.truth
     measured = measure_clip(clip, rhythm, truth[sample.prompt_index] if truth else None)
-    found = {"scores": measured.scores, "right": measured.right, "curves": measured.curves, "seen": measured.seen}
-    return sample.model_copy(update=found)
+    return sample.model_copy(update=vars(measured))
 
 
 def _provenance(suite: Suite, out: Path, recipe: Recipe, name: str, command: str) -> Provenance:

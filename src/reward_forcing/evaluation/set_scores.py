@@ -1,30 +1,39 @@
-"""From the records of clips to the scores of a set, and two evaluations of the same prompts and seeds side by side."""
+"""From the records of clips to the scores of a set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 
+from reward_forcing.data.scenes import FPS, Scene
 from reward_forcing.evaluation.clip_scores import SEGMENT_SECONDS, meaning
-from reward_forcing.evaluation.metrics import Way
-from reward_forcing.evaluation.results import DriftScore, EvalResults, Interval, Sample, Score, SetResults
-from reward_forcing.evaluation.statistics import Comparison, bootstrap_mean, compare, wilson_interval
+from reward_forcing.evaluation.results import DriftScore, Interval, Sample, Score, SetResults
+from reward_forcing.evaluation.statistics import bootstrap_mean, wilson_interval
 from reward_forcing.evaluation.vbench_long import clip_frames, split_into_clips
+from reward_forcing.evaluation.world_distance import (
+    DOCS,
+    RENDERED_DOC,
+    distances,
+    rendered_features,
+    window_frames,
+)
 
 RESAMPLES = 10_000
 
 
-def score_set(name: str, seconds: float, samples: Sequence[Sample]) -> SetResults:
-    """The scores of the clips of one set.
+def score_set(name: str, seconds: float, samples: Sequence[Sample], scenes: Sequence[Scene] = ()) -> SetResults:
+    """The scores of the clips of one set. scenes: what each prompt should show, where that is known.
 
     Rates have Wilson's interval over clips, which takes several seeds of one prompt for independent clips; means have a
-    bootstrap over prompts. A score that fewer than 2 prompts have is left out. Drift is that of the curves.
+    bootstrap over prompts, distances from rendered clips a jackknife. A score that fewer than 2 prompts have is left
+    out. Drift is that of the curves.
     """
     prompts = _by_prompt(samples)
-    values = {score: _values(prompts, score) for score in dict.fromkeys(s for one in samples for s in _all_of(one))}
+    values = {score: _values(prompts, score) for score in dict.fromkeys(s for one in samples for s in one.numbers)}
     scores = {score: _score(score, found) for score, found in values.items() if len(found) > 1}
+    scores |= _distances(prompts, scenes)
     curves = dict.fromkeys(curve for sample in samples for curve in sample.curves)
     return SetResults(
         name=name,
@@ -34,11 +43,6 @@ def score_set(name: str, seconds: float, samples: Sequence[Sample]) -> SetResult
         scores=scores,
         drift={curve: _drift(curve, prompts, scores) for curve in curves if f"{curve}@slope" in scores},
     )
-
-
-def _all_of(sample: Sample) -> dict[str, float]:
-    """Every number of a clip by name, right and wrong as 1 and 0."""
-    return {name: float(right) for name, right in sample.right.items()} | sample.scores
 
 
 def _by_prompt(samples: Iterable[Sample]) -> list[list[Sample]]:
@@ -51,7 +55,7 @@ def _by_prompt(samples: Iterable[Sample]) -> list[list[Sample]]:
 
 def _values(prompts: Sequence[Sequence[Sample]], name: str) -> list[list[float]]:
     """A score of every clip [prompts][seeds], without the prompts of which no clip has it."""
-    found = [[_all_of(sample)[name] for sample in clips if name in _all_of(sample)] for clips in prompts]
+    found = [[sample.numbers[name] for sample in clips if name in sample.numbers] for clips in prompts]
     return [seeds for seeds in found if seeds]
 
 
@@ -61,6 +65,22 @@ def _score(name: str, values: Sequence[Sequence[float]]) -> Score:
     rate = what.kind == "rate"
     estimate = wilson_interval(round(sum(clips)), len(clips)) if rate else bootstrap_mean(values, resamples=RESAMPLES)
     return Score(**asdict(estimate), **asdict(what))
+
+
+def _distances(prompts: Sequence[Sequence[Sample]], scenes: Sequence[Scene]) -> dict[str, Score]:
+    """How far the clips, and rendered ones in their place, are from rendered clips, for every part with features."""
+    found = {}
+    one = prompts[0][0]
+    for part in one.features if scenes else ():
+        start = one.seconds - window_frames(FPS) / FPS if part == "end" else 0.0
+        of_clips = [[sample.features[part] for sample in clips] for clips in prompts]
+        rendered = rendered_features([scenes[clips[0].prompt_index] for clips in prompts], start)
+        for prefix, features in (("", of_clips), ("rendered_", [[row] for row in rendered.tolist()])):
+            for name, estimate in distances(features, start).items():
+                doc = f"{RENDERED_DOC} {DOCS[name]}" if prefix else DOCS[name]
+                about = {"unit": "", "better": "neither" if prefix else "lower", "kind": "distance", "doc": doc}
+                found[f"{prefix}{name}@{part}".rstrip("@")] = Score(**asdict(estimate), **about)
+    return found
 
 
 def _drift(name: str, prompts: Sequence[Sequence[Sample]], scores: dict[str, Score]) -> DriftScore:
@@ -86,73 +106,3 @@ def _points(sample: Sample, name: str) -> list[tuple[float, float]]:
 
 def _mean_point(column: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return column[0][0], float(np.mean([value for _, value in column]))
-
-
-@dataclass(frozen=True)
-class Paired:
-    """A score of evaluation A against that of B on the same prompts and seeds.
-
-    comparison: its difference is A - B in the score's unit. Win rate and effect size speak for A, which wins where its
-    score is better; where neither way is better, where its score is larger.
-    """
-
-    better: Way
-    comparison: Comparison
-
-
-def common_sets(a: EvalResults, b: EvalResults, name: str | None = None) -> list[str]:
-    """The names of the sets that both have, or `name` alone. Raises ValueError if one lacks it, or without any."""
-    if name is not None:
-        return [a.set_named(name).name and b.set_named(name).name]
-    names = [one.name for one in a.sets if one.name in {other.name for other in b.sets}]
-    if not names:
-        theirs = " and ".join(", ".join(one.name for one in results.sets) for results in (a, b))
-        raise ValueError(f"the evaluations have no set in common: {theirs}")
-    return names
-
-
-def compare_sets(a: EvalResults, b: EvalResults, name: str) -> dict[str, Paired]:
-    """Every score of a set that both have on at least 2 prompts, compared pair by pair.
-
-    p values are of single comparisons, not corrected for their number.
-    Raises ValueError where lengths, prompts or seeds differ, naming the first difference.
-    """
-    if a.set_named(name).seconds != b.set_named(name).seconds:
-        lengths = " and ".join(f"{results.set_named(name).seconds:g} s" for results in (a, b))
-        raise ValueError(f"the clips of set '{name}' last {lengths}; only equal lengths compare")
-    ours, theirs = (_by_prompt(sample for sample in one.samples if sample.set == name) for one in (a, b))
-    _check_pairs(name, ours, theirs)
-    scores = dict.fromkeys(score for clips in ours for sample in clips for score in _all_of(sample))
-    found = {score: _paired(score, ours, theirs) for score in scores}
-    return {score: paired for score, paired in found.items() if paired is not None}
-
-
-def _check_pairs(name: str, a: Sequence[Sequence[Sample]], b: Sequence[Sequence[Sample]]) -> None:
-    if len(a) != len(b):
-        raise ValueError(f"set '{name}' has {len(a)} prompts in one evaluation and {len(b)} in the other")
-    for ours, theirs in zip(a, b, strict=True):
-        if ours[0].prompt != theirs[0].prompt:
-            where = f"prompt {ours[0].prompt_index} of set '{name}'"
-            raise ValueError(f"{where} is '{ours[0].prompt}' in one evaluation and '{theirs[0].prompt}' in the other")
-        seeds = [[sample.seed for sample in clips] for clips in (ours, theirs)]
-        if seeds[0] != seeds[1]:
-            raise ValueError(
-                f"'{ours[0].prompt}' has the seeds {seeds[0]} in one evaluation and {seeds[1]} in the other; "
-                "make both with the same --seed and --seeds"
-            )
-
-
-def _paired(name: str, a: Sequence[Sequence[Sample]], b: Sequence[Sequence[Sample]]) -> Paired | None:
-    """The comparison on the prompts of which every clip of both has the score; None for fewer than 2."""
-    pairs = [pair for pair in zip(a, b, strict=True) if all(name in _all_of(s) for clips in pair for s in clips)]
-    if len(pairs) < 2:
-        return None
-    better = meaning(name).better
-    sign = -1 if better == "lower" else 1
-    of: Callable[[Sequence[Sample]], list[float]] = lambda clips: [sign * _all_of(sample)[name] for sample in clips]  # noqa: E731
-    found = compare([of(ours) for ours, _ in pairs], [of(theirs) for _, theirs in pairs], resamples=RESAMPLES)
-    if better != "lower":
-        return Paired(better, found)
-    turned = found.difference
-    turned = replace(turned, value=-turned.value, low=-turned.high, high=-turned.low)
-    return Paired(better, replace(found, difference=turned))

@@ -7,7 +7,7 @@ sign turned, with all its seeds. Every function gives the same numbers for the s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import NormalDist
@@ -75,6 +75,22 @@ def compare(a: Scores, b: Scores, level: float = 0.95, resamples: int = 10_000, 
         effect_size=mean and (math.copysign(math.inf, mean) if all_agree else mean / spread),
         p_value=_sign_flip_p(of_prompts, resamples, seed),
     )
+
+
+def jackknife(prompts: Sequence[Array], statistic: Callable[[Sequence[Array]], float], level: float = 0.95) -> Estimate:
+    """`statistic` of all prompts' values, with the normal interval of the delete-one-prompt jackknife (Tukey, 1958).
+
+    For statistics that are no mean. statistic: a smooth function of the prompts' values. Raises ValueError for fewer
+    than 2 prompts.
+    """
+    n = len(prompts)
+    if n < 2:
+        raise ValueError(f"an interval needs at least 2 prompts, got {n}")
+    value = statistic(prompts)
+    without = np.array([statistic([*prompts[:index], *prompts[index + 1 :]]) for index in range(n)])
+    error = math.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
+    margin = NormalDist().inv_cdf(0.5 + level / 2) * error
+    return Estimate(float(value), float(value - margin), float(value + margin), n)
 
 
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Estimate:

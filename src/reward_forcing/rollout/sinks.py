@@ -6,9 +6,7 @@ A policy owns how evicted frames change the sink. It knows neither when frames a
 `Sink` and is called `package.module:Class` in settings.
 """
 
-import importlib
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import (
@@ -17,33 +15,23 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     SerializeAsAny,
-    ValidationError,
-    model_validator,
 )
 from torch import Tensor
 
-from reward_forcing.config import Settings, describe, unknown
+from reward_forcing.config import Variant, read_variant
 
 FRAMES = 2
 """The axis of frames in keys and values [N, B, F, S, H, D]."""
 
 
-class Sink(Settings):
+class Sink(Variant):
     """What a cache asks of a sink: how many frames it holds, and what evicted frames do to it.
 
     kind: the policy's name in settings; of a class outside this package where to import it from. frames: latent frames
     that the sink holds; the first ones ever committed fill it.
     """
 
-    kind: str = ""
     frames: NonNegativeInt = 3
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_is_where_the_class_is(cls, values: Any) -> Any:
-        if cls.model_fields["kind"].default or not isinstance(values, Mapping):
-            return values
-        return {**values, "kind": f"{cls.__module__}:{cls.__qualname__}"}
 
     def absorb(self, sink: Tensor, evicted: Tensor, slot: int) -> Tensor:
         """The sink after frames were evicted, oldest first, the first of them into sink frame `slot`.
@@ -110,34 +98,8 @@ SINKS: dict[str, type[Sink]] = {"none": NoSink, "static": StaticSink, "ema": Ema
 """Every sink of this package by the name that settings call it."""
 
 
-def sink_class(kind: str) -> type[Sink]:
-    """The class of a sink by its name in settings, imported where that is `package.module:Class`.
-
-    Raises ValueError for an unknown name, and for a place where there is no sink.
-    """
-    module, colon, name = kind.partition(":")
-    if not colon:
-        if kind not in SINKS:
-            raise ValueError(unknown("sink", kind, SINKS))
-        return SINKS[kind]
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot import the sink '{kind}': {error}") from None
-    if not (isinstance(found, type) and issubclass(found, Sink)):
-        raise ValueError(f"'{kind}' is not a sink; derive it from reward_forcing.rollout.Sink")
-    return found
-
-
 def _sink(value: object) -> object:
-    if not isinstance(value, Mapping):
-        return value
-    if not isinstance(value.get("kind"), str):
-        raise ValueError(f"missing kind, which says which sink is meant ({', '.join(SINKS)})")
-    try:
-        return sink_class(value["kind"]).model_validate(value)
-    except ValidationError as error:
-        raise ValueError(describe(error)) from None
+    return read_variant("sink", value, Sink, SINKS)
 
 
 SinkSettings = Annotated[SerializeAsAny[Sink], BeforeValidator(_sink)]

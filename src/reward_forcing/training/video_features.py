@@ -5,6 +5,7 @@ Its features then tell how far a set of generated videos is from rendered ones (
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Literal
 
@@ -110,5 +111,5 @@ class VideoFeaturesStage(Stage[VideoFeaturesSettings]):
                 "right": float(np.mean([float(right) for _, right in parts]))}  # fmt: skip
 
     def export(self, folder: Path) -> None:
-        """Write `folder`/video_features."""
-        self.network.save_pretrained(folder / "video_features")
+        """Write `folder`/video_features, in bfloat16."""
+        copy.deepcopy(self.network).to(torch.bfloat16).save_pretrained(folder / "video_features")

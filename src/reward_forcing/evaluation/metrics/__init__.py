@@ -13,11 +13,11 @@ from typing import Literal
 from reward_forcing.config import unknown
 from reward_forcing.evaluation.metrics import borders, consistency, image, motion
 from reward_forcing.evaluation.metrics.clips import WAN_RHYTHM, Measured, Pixels, Rhythm
+from reward_forcing.evaluation.results import Way
 
 __all__ = ["METRICS", "Measured", "Metric", "Rhythm", "measure"]
 
 
-Way = Literal["higher", "lower", "neither"]
 Unit = Literal["frame", "pair", "video"]
 
 

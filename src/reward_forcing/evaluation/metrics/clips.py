@@ -12,10 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward_forcing.geometry import Geometry
-
-Array = NDArray[np.floating]
-Pixels = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
+from reward_forcing.optical_flow import Array, Pixels
 
 LEAST_SIDE = 16
 JUST_VISIBLE = 0.5

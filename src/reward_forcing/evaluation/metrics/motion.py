@@ -1,6 +1,6 @@
 """How much a clip moves, how smoothly, and how much it changes beyond its motion.
 
-Flow is DIS (see `flow`): these metrics need OpenCV, except `frame_difference` and `neighbour_mean_error`.
+Flow is DIS (see `optical_flow`): these metrics need OpenCV, except `frame_difference` and `neighbour_mean_error`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from reward_forcing.evaluation.metrics.clips import Array, Measured, Pixels, averaged, check_clip
-from reward_forcing.evaluation.metrics.flow import inside, optical_flow, warp
+from reward_forcing.optical_flow import inside, optical_flow, warp
 
 PAIRS_PER_SECOND = 8
 FASTEST_SHARE = 0.05

@@ -34,12 +34,12 @@ def html_page(material: Material, folder: Path) -> str:
     title = f"Evaluation of {results.provenance.model}"
     sections = [
         ("summary", "Summary", _summary(material)),
-        ("scores", "Scores", _scores(results)),
+        ("ranked", "Best, median and worst clips", _ranked(results, picture)),
+        ("clips", "The first clips", _sheet(results, picture)),
         ("attributes", "What was asked for, and what is shown", _attributes(results)),
         ("time", "Change over time", _over_time(material)),
         ("comparison", f"Compared with {material.other}", _comparison(material)),
-        ("clips", "The first clips", _sheet(results, picture)),
-        ("ranked", "Best, median and worst clips", _ranked(results, picture)),
+        ("scores", "All scores", _scores(results)),
         ("provenance", "How these numbers were made", _provenance(results)),
     ]
     shown = [(key, name, content) for key, name, content in sections if content]

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reward_forcing.evaluation.paired import LEAST_PROMPTS, PairedMeasure, verdict_on
 from reward_forcing.evaluation.report import truth, words
-from reward_forcing.evaluation.report.comparison import LEAST_PROMPTS, EndChange, Material, PairedMeasure, verdict_on
+from reward_forcing.evaluation.report.comparison import EndChange, Material
 from reward_forcing.evaluation.results import DriftScore, EvalResults, Interval, Score, SetResults
 
 GOOD_RATE = 0.8

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reward_forcing.evaluation.paired import PairedMeasure
 from reward_forcing.evaluation.report import truth, words
-from reward_forcing.evaluation.report.comparison import EndChange, PairedMeasure
+from reward_forcing.evaluation.report.comparison import EndChange
 from reward_forcing.evaluation.results import EvalResults, Interval, Sample, Score, SetResults
 
 
@@ -26,12 +27,16 @@ class Table:
 
 
 def scores_tables(found: SetResults) -> list[Table]:
-    """Every score of a set with its interval: rates of clips, then means; drift and slope are in `drift_table`."""
+    """Every score of a set with its interval: rates, distances, then means; drift and slope are in `drift_table`."""
     about = (
         f"{words.plural(found.prompts, 'prompt')} with {words.plural(found.seeds_per_prompt, 'seed')} each, clips of "
         f"{found.seconds:.3g} s"
     )
-    kinds = (("rate", "clips that are right, and other rates"), ("mean", "measures of picture and motion"))
+    kinds = (
+        ("rate", "clips that are right, and other rates"),
+        ("distance", "distances of all clips together from rendered ones"),
+        ("mean", "measures of picture and motion"),
+    )
     content = []
     for kind, what in kinds:
         rows = [
@@ -54,8 +59,9 @@ def _is_of_time(found: SetResults, name: str) -> bool:
 def _score_row(name: str, score: Score) -> tuple[str, ...]:
     is_rate = score.kind == "rate"
     numbers = words.value_of(score, is_rate), words.span_of(score, is_rate)
+    units = (score.unit,) if score.kind == "mean" else ()
     about = (score.better, words.count_of(score), score.doc.replace("`", ""))
-    return (words.label(name), *numbers, *(() if is_rate else (score.unit,)), *about)
+    return (words.label(name), *numbers, *units, *about)
 
 
 def drift_table(found: SetResults) -> Table:

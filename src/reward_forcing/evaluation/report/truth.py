@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from reward_forcing.data.captions import DIRECTIONS, GERUNDS, VERBS
-from reward_forcing.evaluation.report import words
-from reward_forcing.evaluation.results import EvalResults, Interval, Sample, SetResults
+from reward_forcing.evaluation.results import ALIGNED, EvalResults, Interval, Sample, SetResults
 from reward_forcing.evaluation.statistics import wilson_interval
 
-ALIGNED = "aligned"
-"""Name of the verdict on a whole clip among what is right: it sums the others up and is not counted beside them."""
 RANKED = 3
 
 
@@ -54,7 +51,7 @@ def share_right(sample: Sample) -> float:
 def entirely_right(samples: Iterable[Sample]) -> Interval | None:
     """The rate of clips that show all that their prompt names, with Wilson's interval; None if no truth is known."""
     known = [all(named(sample).values()) for sample in samples if named(sample)]
-    return words.as_interval(wilson_interval(sum(known), len(known))) if known else None
+    return Interval.of(wilson_interval(sum(known), len(known))) if known else None
 
 
 def ranked(samples: Iterable[Sample]) -> Ranked:

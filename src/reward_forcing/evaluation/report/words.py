@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reward_forcing.evaluation.results import Interval, Score
-from reward_forcing.evaluation.statistics import Estimate
 
 MOST_DECIMALS = 6
 NAMES = {"aligned": "everything right", "count": "number"}
@@ -80,11 +79,6 @@ def listed(names: Iterable[str], last: str = "and") -> str:
     """'a', 'a and b', 'a, b and c'."""
     *first, end = names
     return f"{', '.join(first)} {last} {end}" if first else end
-
-
-def as_interval(estimate: Estimate) -> Interval:
-    """The same numbers in the class of results.json."""
-    return Interval(value=estimate.value, low=estimate.low, high=estimate.high, count=estimate.count)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

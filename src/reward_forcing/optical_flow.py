@@ -8,8 +8,11 @@ from __future__ import annotations
 from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 
-from reward_forcing.evaluation.metrics.clips import Array, Mask, Pixels
+Array = NDArray[np.floating]
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 
 LEAST_FLOW_SIDE = 128
 """Frames with a shorter side below this are enlarged first: DIS matches patches of 8 pixels on half the size."""
