@@ -6,6 +6,7 @@ The folder is `REWARD_FORCING_GOLDEN`, by default `golden/` beside this file. A 
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +38,9 @@ class GoldenCase:
         return load_file(self.path)
 
     def weights(self) -> dict[str, Tensor]:
-        """The network's parameters under Wan2.1's original names."""
-        return load_file(self.path.parent / self.sidecar["weights"])
+        """The network's parameters under Wan2.1's original names; a sidecar may say more about the file it names."""
+        (name,) = set(re.findall(r"[\w.]+\.safetensors", self.sidecar["weights"]))
+        return load_file(self.path.parent / name)
 
     def network_settings(self) -> dict[str, Any]:
         """The network's configuration under diffusers' keys."""

@@ -250,7 +250,7 @@ def test_gradients_flow_only_where_schedule_and_surroundings_allow_them():
     assert not any(flags(surrounded))
 
 
-@pytest.mark.parametrize(("kv_grad", "reaches"), [("none", False), ("clean", True)])
+@pytest.mark.parametrize(("kv_grad", "reaches"), [("none", False), ("clean", True), ("stale", False)])
 def test_the_cache_carries_gradients_only_when_asked(kv_grad, reaches):
     gain = torch.tensor(0.5, requires_grad=True)
 
@@ -265,12 +265,25 @@ def test_the_cache_carries_gradients_only_when_asked(kv_grad, reaches):
     assert (context_gain.grad is not None and context_gain.grad.abs() > 1e-6) == reaches
 
 
-@pytest.mark.parametrize(("kv_grad", "reaches"), [("none", False), ("clean", True)])
+@pytest.mark.parametrize(("kv_grad", "reaches"), [("none", False), ("clean", True), ("stale", False)])
 def test_a_clean_pass_in_the_graph_reaches_the_earlier_chunks_latents(kv_grad, reaches):
     denoiser = ToyDenoiser(torch.tensor(0.5, requires_grad=True))
     first, second = take(make(denoiser, schedule=chunkwise(SIGMAS, grad_from=0), kv_grad=kv_grad), 2)
     (gradient,) = torch.autograd.grad(second.sum(), first, allow_unused=True)
     assert (gradient is not None and bool(gradient.abs().max() > 0)) == reaches
+
+
+def test_stale_keys_have_the_values_of_the_clean_pass_and_the_graph_of_the_last_one():
+    def second_chunk(kv_grad: str) -> tuple[Tensor, Tensor]:
+        gain = torch.tensor(0.5, requires_grad=True)
+        _, second = take(make(ToyDenoiser(gain), schedule=chunkwise(SIGMAS, grad_from=0), kv_grad=kv_grad), 2)
+        (gradient,) = torch.autograd.grad(second.sum(), gain)
+        return second.detach(), gradient
+
+    detached, detached_gradient = second_chunk("none")
+    stale, stale_gradient = second_chunk("stale")
+    assert torch.equal(stale, detached)
+    assert (stale_gradient - detached_gradient).abs() > 1e-3 * detached_gradient.abs()
 
 
 def test_gradients_never_cross_from_one_pass_to_the_one_before():
@@ -310,7 +323,7 @@ def test_noise_of_another_shape_or_batch_is_rejected():
     [
         ({"shape": (4, 4)}, r"shape must be \(channels, rows, columns\)"),
         ({"context_noise": 1.0}, "context_noise is a sigma in"),
-        ({"kv_grad": "stale"}, "kv_grad must be 'none' or 'clean'"),
+        ({"kv_grad": "dirty"}, "kv_grad must be one of none, clean, stale, got 'dirty'"),
     ],
 )
 def test_impossible_arguments_are_rejected(changes, message):

@@ -7,20 +7,25 @@ no clip length; a rollout ends when its schedule or its reader does.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from reward_forcing.flow import add_noise
-from reward_forcing.models.attention import DenoiserProtocol, Past, TextContext
+from reward_forcing.models.attention import KV, DenoiserProtocol, Past, TextContext
 from reward_forcing.rollout.kv_cache import KVCache
 from reward_forcing.rollout.noise import Noise
 from reward_forcing.rollout.schedule import Pass
 
-KVGrad = Literal["none", "clean"]
-"""Whether gradients reach earlier chunks through the cache: not at all (as the Self Forcing paper describes it), or
-through a clean pass that is part of the graph, which also makes the EMA-Sink differentiable (Reward Forcing, 3.4)."""
+KVGrad = Literal["none", "clean", "stale"]
+"""Whether gradients reach earlier chunks through the cache.
+
+none: not at all, as the Self Forcing paper describes it. clean: through a clean pass that is part of the graph, which
+also makes the EMA-Sink differentiable (Reward Forcing, 3.4). stale: the values of the clean pass with the graph of the
+chunk's last denoising pass, which is what the published training code computes.
+"""
+KV_GRADS: tuple[str, ...] = get_args(KVGrad)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Finished:
     latents: Tensor
     text: TextContext
     passes: int
+    kv: KV | None = None
+    """Keys and values of its last pass, in the graph, where `kv_grad` is stale."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,8 @@ class Rollout:
             raise ValueError(f"shape must be (channels, rows, columns) of a latent frame, got {tuple(shape)}")
         if not 0.0 <= context_noise < 1.0:
             raise ValueError(f"context_noise is a sigma in [0, 1), got {context_noise}")
-        if kv_grad not in ("none", "clean"):
-            raise ValueError(f"kv_grad must be 'none' or 'clean', got {kv_grad!r}")
+        if kv_grad not in KV_GRADS:
+            raise ValueError(f"kv_grad must be one of {', '.join(KV_GRADS)}, got {kv_grad!r}")
         self._denoiser = denoiser
         self._schedule = iter(schedule)
         self._noise = noise
@@ -198,7 +205,9 @@ class Rollout:
         if past is not None and past.keys.shape[1] != x.shape[0]:
             raise ValueError(f"the noise has {x.shape[0]} samples, the cache holds {past.keys.shape[1]}")
         with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
-            x0 = self._denoiser(x, sigma, state.text, past).x0
+            wants_kv = self._kv_grad == "stale" and step.finishes and torch.is_grad_enabled()
+            prediction = self._denoiser(x, sigma, state.text, past, want_kv=wants_kv)
+            x0 = prediction.x0
         after = []
         for number, before, clean, sigma_next in zip(
             numbers, noisy, x0.split(frames, dim=1), step.sigma_next, strict=True
@@ -207,13 +216,16 @@ class Rollout:
                 passes = before.passes + 1
                 after.append(Noisy(self._add_noise(clean.detach(), number, passes, sigma_next), passes))
         self._state = replace(state, noisy=(*after, *state.noisy[len(numbers) :]))
-        return self._finish(x0[:, :frames], noisy[0].passes + 1) if step.finishes else None
+        if not step.finishes:
+            return None
+        kv = prediction.kv and KV(*(tensor[:, :, :frames] for tensor in (prediction.kv.keys, prediction.kv.values)))
+        return self._finish(x0[:, :frames], noisy[0].passes + 1, kv)
 
-    def _finish(self, latents: Tensor, passes: int) -> Chunk:
+    def _finish(self, latents: Tensor, passes: int, kv: KV | None) -> Chunk:
         """Number a finished chunk, and leave its clean pass for later."""
         chunk = Chunk(self._state.index, latents, self._state.start)
         kept = latents if self._kv_grad == "clean" else latents.detach()
-        self._state = replace(self._state, pending=Finished(chunk.index, kept, self.text, passes))
+        self._state = replace(self._state, pending=Finished(chunk.index, kept, self.text, passes, kv))
         self._advance(self._shape[0])
         return chunk
 
@@ -225,11 +237,11 @@ class Rollout:
         """Commit the last yielded chunk if that has not been done."""
         pending = self._state.pending
         if pending is not None:
-            self._commit(pending.latents, pending.text, pending.index, pending.passes)
+            self._commit(pending.latents, pending.text, pending.index, pending.passes, pending.kv)
             self._state = replace(self._state, pending=None)
 
-    def _commit(self, latents: Tensor, text: TextContext, index: int, passes: int) -> None:
-        """Run the clean pass of `latents` and commit its keys and values."""
+    def _commit(self, latents: Tensor, text: TextContext, index: int, passes: int, stale: KV | None = None) -> None:
+        """Run the clean pass of `latents` and commit its keys and values, with the graph of `stale` if there is one."""
         past = self._past(latents.shape[1])
         with torch.set_grad_enabled(self._kv_grad == "clean" and torch.is_grad_enabled()):
             x = latents.to(self._dtype)
@@ -238,7 +250,10 @@ class Rollout:
             sigma = self._sigma(self._context_noise, x.shape[1])
             kv = self._denoiser(x, sigma, text, past, want_kv=True).kv
             assert kv is not None, "the denoiser returned no keys and values although they were asked for"
-            self._shown = None
+        self._shown = None
+        if stale is not None:
+            kv = KV(_with_graph(kv.keys, stale.keys), _with_graph(kv.values, stale.values))
+        with torch.set_grad_enabled(self._kv_grad != "none" and torch.is_grad_enabled()):
             self._state = replace(self._state, cache=self._state.cache.commit(kv))
 
     def _past(self, frames: int) -> Past | None:
@@ -272,3 +287,8 @@ class Rollout:
         noise = self._draw(index, draw, clean.shape[1])
         sigmas = self._sigma(sigma, clean.shape[1]).expand(clean.shape[0], -1)
         return add_noise(clean.float(), noise, sigmas).to(self._dtype)
+
+
+def _with_graph(values: Tensor, graph: Tensor) -> Tensor:
+    """A tensor that equals `values` and whose gradient flows into `graph`."""
+    return values + (graph - graph.detach()).to(values.dtype)

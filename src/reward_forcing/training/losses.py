@@ -30,14 +30,17 @@ def dmd_gradient(x: Tensor, real: Tensor, fake: Tensor, floor: float = 1e-6) -> 
     return (fake - real) / normaliser
 
 
-def dmd_loss(x: Tensor, gradient: Tensor, weight: Tensor | None = None) -> Tensor:
+def dmd_loss(x: Tensor, gradient: Tensor, weight: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     """A scalar whose gradient in `x` is `gradient` / elements: 0.5 mean (x - stopgrad(x - gradient))^2.
 
-    weight: factor of each sample [B] inside the mean (Re-DMD, Eq. 11), None for all ones (DMD).
+    weight: factor of each sample [B] inside the mean (Re-DMD, Eq. 11), None for all ones (DMD). mask: [B, F], the
+    frames that the mean is over; None for all.
     """
     target = (x - gradient).detach()
-    per_sample = 0.5 * (x - target).square().mean(dim=(1, 2, 3, 4))
-    return (per_sample if weight is None else weight * per_sample).mean()
+    squares = 0.5 * (x - target).square().mean(dim=(2, 3, 4))
+    if weight is not None:
+        squares = weight[:, None] * squares
+    return squares.mean() if mask is None else squares[mask].mean()
 
 
 def flow_loss(velocity: Tensor, noise: Tensor, x: Tensor) -> Tensor:
