@@ -21,6 +21,7 @@ STAGES = {
     "flow_matching": "reward_forcing.training.flow_matching:FlowMatchingStage",
     "ode_regression": "reward_forcing.training.ode_regression:OdeRegressionStage",
     "dmd": "reward_forcing.training.dmd:DmdStage",
+    "re_dmd": "reward_forcing.training.re_dmd:ReDmdStage",
 }
 
 

@@ -76,6 +76,13 @@ def gather(value: T, world: World) -> list[T]:
     return values
 
 
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of `values` [K] over all processes, in every process; the values themselves in a single one."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
 def average_gradients(parameters: Sequence[nn.Parameter], extras: Tensor, world: World) -> Tensor:
     """Average all gradients over the processes by one flat all-reduce; returns `extras` [K] averaged alike.
 

@@ -9,20 +9,23 @@ rollout is the one that generates: same cache, same sink, evictions included.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, Self, TypeVar
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from reward_forcing.data.dataset import wording
 from reward_forcing.data.switches import switch_captions, switched_scene
 from reward_forcing.flow import add_noise, warp_denoising_steps
 from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.noise import SeededNoise
-from reward_forcing.rollout.rollout import Rollout
+from reward_forcing.rollout.rollout import KVGrad, Rollout
 from reward_forcing.rollout.schedule import chunkwise
 from reward_forcing.training.flow_matching import SAMPLE_PROMPTS
 from reward_forcing.training.losses import dmd_gradient, dmd_loss, flow_loss, score_sigma
@@ -37,11 +40,14 @@ class DmdSettings(StageSettings):
     """Settings of the DMD stage.
 
     generator, real_score, fake_score: transformer folders to start from (fake_score: the teacher if left out). frames:
-    latent frames of a rollout. latent_size: rows and columns of a latent frame. guidance: the teacher's CFG weight, in
-    the usual convention (the reference's 3.0 is 4.0 here). generator_every: critic updates per generator update.
-    score_shift, score_range: where on the noise axis the scores are compared. switch_share: of the rollouts whose
-    prompt is switched between two chunks, all three networks reading each frame's own prompt. first_frame_weight:
-    factor of the gradient of the first latent frame, which is a single pixel frame and has no past to go by.
+    latent frames that the scores look at. longest_frames: rollouts last from `frames` up to so many, by whole chunks;
+    of a longer one the last `frames` count, the first of them encoded anew as the single frame that begins a clip, and
+    the first chunk of them has no gradient (Self Forcing). kv_grad: see `rollout.KVGrad`. latent_size: rows and columns
+    of a latent frame. guidance: the teacher's CFG weight, in the usual convention (the reference's 3.0 is 4.0 here).
+    generator_every: critic updates per generator update. score_shift, score_range: where on the noise axis the scores
+    are compared. switch_share: of the rollouts whose prompt is switched between two chunks, all three networks reading
+    each frame's own prompt. first_frame_weight: factor of the gradient of the first latent frame, which is a single
+    pixel frame and has no past to go by.
     """
 
     stage: Literal["dmd"] = "dmd"
@@ -52,6 +58,8 @@ class DmdSettings(StageSettings):
     vae: Path
     batch: PositiveInt = 8
     frames: PositiveInt = 21
+    longest_frames: PositiveInt | None = None
+    kv_grad: KVGrad = "none"
     latent_size: tuple[PositiveInt, PositiveInt] = (8, 8)
     cache: CacheSettings = CacheSettings()
     denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
@@ -64,13 +72,44 @@ class DmdSettings(StageSettings):
     switch_share: float = Field(0.0, ge=0, le=1)
     first_frame_weight: PositiveFloat = 1.0
 
+    @model_validator(mode="after")
+    def _rollouts_hold_what_is_scored(self) -> Self:
+        chunk = self.cache.chunk_frames
+        if self.longest_frames is not None and (self.longest_frames < self.frames or self.frames % chunk):
+            raise ValueError(
+                f"longest_frames={self.longest_frames} needs frames={self.frames} to be no more, and whole chunks of "
+                f"{chunk}"
+            )
+        return self
 
-class DmdStage(Stage[DmdSettings]):
+
+@dataclass(frozen=True)
+class Rolled:
+    """A rollout as the scores see it.
+
+    clip: latents [B, F, C, h, w]. first: the number of its first frame in the rollout. mask: [B, F], the frames that
+    carry gradient, None for all. sink_updates: how often the sink changed on the way.
+    """
+
+    clip: Tensor
+    first: int
+    mask: Tensor | None
+    sink_updates: int
+
+    def numbers(self) -> range:
+        """The frames' numbers in the rollout."""
+        return range(self.first, self.first + self.clip.shape[1])
+
+
+DmdSettingsT = TypeVar("DmdSettingsT", bound=DmdSettings)
+
+
+class DmdStage(Stage[DmdSettingsT]):
     """Trains roles `generator` and `fake_score`; exports the generator as a diffusers `transformer/` folder."""
 
-    settings_class = DmdSettings
+    settings_class: ClassVar[type[StageSettings]] = DmdSettings
 
-    def __init__(self, settings: DmdSettings, seed: int, rank: int, world_size: int, device: torch.device) -> None:
+    def __init__(self, settings: DmdSettingsT, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(settings, seed, rank, world_size, device)
         self.sigmas = warp_denoising_steps(settings.denoising_steps, settings.shift)
         self.prompts = PromptEncoder(settings.text, device)
@@ -91,57 +130,119 @@ class DmdStage(Stage[DmdSettings]):
 
     def loss(self, role: str, step: int, draw: Draw) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss of one role on a fresh rollout."""
-        generators = [draw.sample(index) for index in draw.share(self.settings.batch)]
-        seeds = [int(torch.randint(2**62, (), generator=g)) for g in generators]
-        scenes = [int(torch.randint(self.settings.captions, (), generator=g)) for g in generators]
+        seeds, scenes, wordings = self._samples_of(role, draw)
         # one exit step for the whole batch, so that all processes do the same work (Self Forcing)
         steps = 1 + int(torch.randint(len(self.sigmas), (), generator=draw.shared))
-        prompts = self._prompts(scenes, seeds, draw.shared)
+        switch = self._switch(draw.shared)
+        frames = self._frames(draw.shared)
+        captions = self._captions(scenes, wordings, switch is not None)
+        prompts = PromptTimeline(*map(self.prompts, captions), switch=switch)
         with torch.set_grad_enabled(role == "generator" and torch.is_grad_enabled()):
-            x = self._rollout(prompts, seeds, self.sigmas[:steps])
+            rolled = self._rollout(prompts, seeds, self.sigmas[:steps], frames)
+        x = rolled.clip
         sigma = score_sigma(len(x), self.settings.score_shift, *self.settings.score_range, draw.local).to(x)
         noise = torch.randn(x.shape, generator=draw.local).to(x)
         if role == "generator":
-            return self._generator_loss(x, sigma, noise, prompts)
-        return self._critic_loss(x, sigma, noise, prompts)
+            weight, metrics = self.weight(rolled, captions)
+            loss, more = self._generator_loss(rolled, sigma, noise, prompts, weight)
+            return loss, {**metrics, **more}
+        return self._critic_loss(rolled, sigma, noise, prompts)
 
-    def _prompts(self, scenes: Sequence[int], seeds: Sequence[int], shared: torch.Generator) -> PromptTimeline:
-        """Captions of scenes of the world, or at times of switched ones, all of a batch switched at the same chunk."""
+    def weight(
+        self, rolled: Rolled, captions: Sequence[Sequence[str]]
+    ) -> tuple[Tensor | None, dict[str, Tensor | float]]:
+        """The factor of each sample [B] in the generator's loss, and metrics; None counts all alike.
+
+        captions: the prompts [B], and where they are switched in the rollout, those they are switched to.
+        """
+        return None, {}
+
+    def group(self, role: str) -> int:
+        """How many consecutive samples of the role's batch share a prompt."""
+        return 1
+
+    def _samples_of(self, role: str, draw: Draw) -> tuple[list[int], list[int], list[int]]:
+        """Noise seeds, scenes and wordings of this shard; a group has the scene and the wording of its first."""
+        group, items = self.group(role), draw.share(self.settings.batch)
+        if len(items) % group:
+            raise ValueError(
+                f"a shard of {len(items)} samples does not hold whole groups of {group}; use a larger batch, or fewer "
+                "processes or accumulated parts"
+            )
+        firsts = [index - index % group for index in items]
+        drawn = {}
+        for index in sorted({*items, *firsts}):
+            generator = draw.sample(index)
+            seed = int(torch.randint(2**62, (), generator=generator))
+            drawn[index] = seed, int(torch.randint(self.settings.captions, (), generator=generator))
+        return (
+            [drawn[index][0] for index in items],
+            [drawn[index][1] for index in firsts],
+            [drawn[index][0] % 2**31 for index in firsts],
+        )
+
+    def _switch(self, shared: torch.Generator) -> int | None:
+        """The latent frame at which a batch's prompts are switched, all at the same; None for most batches."""
         chunk, frames = self.settings.cache.chunk_frames, self.settings.frames
-        wordings = [seed % 2**31 for seed in seeds]
         if float(torch.rand((), generator=shared)) >= self.settings.switch_share or frames <= chunk:
-            captions = [wording(scene, "train", seed) for scene, seed in zip(scenes, wordings, strict=True)]
-            return PromptTimeline(self.prompts(captions))
-        at = chunk * int(torch.randint(1, -(-frames // chunk), (), generator=shared))
-        switches = [switched_scene(scene, "train") for scene in scenes]
-        pairs = [switch_captions(switch, seed) for switch, seed in zip(switches, wordings, strict=True)]
-        first, second = (self.prompts([pair[half].text for pair in pairs]) for half in (0, 1))
-        return PromptTimeline(first, second, at)
+            return None
+        return chunk * int(torch.randint(1, -(-frames // chunk), (), generator=shared))
 
-    def _rollout(self, prompts: PromptTimeline, seeds: Sequence[int], sigmas: Sequence[float]) -> Tensor:
-        """Latents [B, frames, C, h, w] that the generator streams; every chunk's last pass carries the gradient."""
-        chunk, frames = self.settings.cache.chunk_frames, self.settings.frames
+    def _frames(self, shared: torch.Generator) -> int:
+        """The length of a batch's rollouts, in latent frames."""
+        shortest, longest, chunk = self.settings.frames, self.settings.longest_frames, self.settings.cache.chunk_frames
+        if longest is None:
+            return shortest
+        return shortest + chunk * int(torch.randint((longest - shortest) // chunk + 1, (), generator=shared))
+
+    def _captions(self, scenes: Sequence[int], wordings: Sequence[int], are_switched: bool) -> list[list[str]]:
+        """Captions [B] of scenes of the world; of switched scenes two lists, before and after."""
+        items = list(zip(scenes, wordings, strict=True))
+        if not are_switched:
+            return [[wording(scene, "train", seed) for scene, seed in items]]
+        pairs = [switch_captions(switched_scene(scene, "train"), seed) for scene, seed in items]
+        return [[pair[half].text for pair in pairs] for half in (0, 1)]
+
+    def _rollout(self, prompts: PromptTimeline, seeds: Sequence[int], sigmas: Sequence[float], frames: int) -> Rolled:
+        """What the generator streams in `frames` latent frames; the last pass of each scored chunk carries gradient."""
+        chunk = self.settings.cache.chunk_frames
         rollout = Rollout(
             Denoiser(self.generator),
-            chunkwise(sigmas, grad_from=0),
+            chunkwise(sigmas, grad_from=max(0, frames - self.settings.frames) // chunk),
             KVCache.empty(self.settings.cache),
             SeededNoise(tuple(seeds)),
             self.generator.encode_text(prompts.first),
             self.shape,
             device=self.device,
+            kv_grad=self.settings.kv_grad,
         )
         pieces = []
         for start in range(0, frames, chunk):
             if prompts.second is not None and start == prompts.switch:
                 rollout.text = self.generator.encode_text(prompts.second)
             pieces.append(next(rollout).latents)
-        return torch.cat(pieces, dim=1)[:, :frames]
+        x = torch.cat(pieces, dim=1)[:, :frames]
+        return self._scored(x, rollout.state.cache.sink_updates)
+
+    def _scored(self, x: Tensor, sink_updates: int) -> Rolled:
+        """The last frames of latents [B, F, C, h, w] as a clip of their own, which begins with a single pixel frame."""
+        scored, chunk = self.settings.frames, self.settings.cache.chunk_frames
+        first = x.shape[1] - scored
+        if first <= 0:
+            return Rolled(x, 0, None, sink_updates)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            pixels = self.vae.decode(x[:, : first + 1].float())[0][:, -1:]
+            image = self.vae.encode(pixels.clamp(0, 1))[0].to(x)
+        mask = torch.ones(x.shape[0], scored, dtype=torch.bool, device=x.device)
+        mask[:, :chunk] = False
+        return Rolled(torch.cat([image, x[:, first + 1 :]], dim=1), first, mask, sink_updates)
 
     def _generator_loss(
-        self, x: Tensor, sigma: Tensor, noise: Tensor, prompts: PromptTimeline
+        self, rolled: Rolled, sigma: Tensor, noise: Tensor, prompts: PromptTimeline, weight: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        x = rolled.clip
         with torch.no_grad():
-            frames = range(x.shape[1])
+            frames = rolled.numbers()
             levels = sigma[:, None].expand(x.shape[:2])
             noisy = add_noise(x, noise, sigma)
             real_text = prompts.text(self.real_score, frames)
@@ -151,23 +252,37 @@ class DmdStage(Stage[DmdSettings]):
             gradient = dmd_gradient(x, real, fake)
             gradient[:, 0] *= self.settings.first_frame_weight
         motion = (x[:, 1:] - x[:, :-1]).detach().abs().mean()
-        return dmd_loss(x, gradient), {"gradient": gradient.abs().mean(), "motion": motion}
+        metrics = {"gradient": gradient.abs().mean(), "motion": motion, "sink_updates": float(rolled.sink_updates)}
+        return dmd_loss(x, gradient, weight, rolled.mask), metrics
 
     def _critic_loss(
-        self, x: Tensor, sigma: Tensor, noise: Tensor, prompts: PromptTimeline
+        self, rolled: Rolled, sigma: Tensor, noise: Tensor, prompts: PromptTimeline
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        x = x.detach()
+        x = rolled.clip.detach()
         levels = sigma[:, None].expand(x.shape[:2])
-        text = prompts.text(self.fake_score, range(x.shape[1]))
+        text = prompts.text(self.fake_score, rolled.numbers())
         velocity = Denoiser(self.fake_score)(add_noise(x, noise, sigma), levels, text).velocity
         return flow_loss(velocity, noise, x), {}
+
+    @cached_property
+    def vae(self) -> StreamingVAE:
+        """The frozen VAE, loaded when first needed."""
+        vae = load_vae(self.settings.vae)
+        vae.vae.to(self.device)  # pyright: ignore[reportArgumentType] diffusers wraps `to` without its types
+        return vae
+
+    @torch.no_grad()
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W] in [0, 1] of latents [B, F, C, h, w]."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.vae.decode(latents.detach().float())[0].clamp(0, 1)
 
     @torch.no_grad()
     def samples(self, step: int) -> dict[str, Tensor]:
         """Streamed clips for SAMPLE_PROMPTS with all steps, about ten frames of each."""
         prompts = PromptTimeline(self.prompts(list(SAMPLE_PROMPTS)))
-        latents = self._rollout(prompts, range(1, 1 + len(SAMPLE_PROMPTS)), self.sigmas)
-        decoded = load_vae(self.settings.vae).decode(latents.cpu())[0].clamp(0, 1)
+        seeds = range(1, 1 + len(SAMPLE_PROMPTS))
+        decoded = self.pixels(self._rollout(prompts, seeds, self.sigmas, self.settings.frames).clip)
         return {"samples": decoded[:, :: max(1, decoded.shape[1] // 10)]}
 
     def export(self, folder: Path) -> None:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,22 @@ class Stage(ABC, Generic[SettingsT]):
         """Return the factor on all learning rates at `step`, from `train.learning_rate`."""
         train = self.settings.train
         return train.learning_rate.scale(step, train.steps)
+
+    def updated(self, role: str, step: int) -> None:
+        """Called in all processes once `role` has been updated at `step`; collective operations are allowed here."""
+        return
+
+    def derived(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """Return numbers to log that are worked out from `means`, the logged averages of `role/metric`."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides the networks; that of the first process is kept."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        return
 
     def samples(self, step: int) -> Mapping[str, Tensor]:
         """Return clips to look at after `step` steps: name -> frames [n, T, 3, H, W], uint8 or float in [0, 1].

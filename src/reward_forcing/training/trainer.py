@@ -116,6 +116,7 @@ class Trainer:
             with self.stage.clock("optimizer"):
                 self._stop_asked = self._stop_asked or bool(asked > 0)
                 self._apply(learner, step, loss)
+            self.stage.updated(role, step)
 
     def _accumulate(self, learner: Learner, step: int) -> torch.Tensor:
         """Add up the gradients of this process's shards of the batch; returns their mean loss, detached."""
@@ -180,6 +181,7 @@ class Trainer:
                 for name, value in metrics.items():
                     means.add(name, value)
             values = means.take()
+            values |= self.stage.derived(values)
             self._cpu = self._cpu_before + sum(cpu for _, cpu in gathered)
             speed = steps / (now - self._logged_at)
             rates = {f"{role}/lr": learner.lr for role, learner in self.learners.items()}
@@ -210,6 +212,7 @@ class Trainer:
                 "step": self.step,
                 "settings": self._settings_dump(),
                 "learners": {role: learner.state_dict() for role, learner in self.learners.items()},
+                "stage": self.stage.state_dict(),
                 "skipped": self._skipped,
                 "wall": self._wall(),
                 "cpu": self._cpu_before + (time.process_time() - self._cpu_started) * self.world.size,
@@ -229,6 +232,7 @@ class Trainer:
         check_same_settings(self._with_defaults(state["settings"]), self._settings_dump(), HARMLESS, self.out)
         for role, learner in self.learners.items():
             learner.load_state_dict(state["learners"][role])
+        self.stage.load_state_dict(state.get("stage", {}))
         self.step, self._skipped = state["step"], state["skipped"]
         self._wall_before, self._cpu_before = state["wall"], state["cpu"]
 

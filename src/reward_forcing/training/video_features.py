@@ -112,4 +112,6 @@ class VideoFeaturesStage(Stage[VideoFeaturesSettings]):
 
     def export(self, folder: Path) -> None:
         """Write `folder`/video_features, in bfloat16."""
-        copy.deepcopy(self.network).to(torch.bfloat16).save_pretrained(folder / "video_features")
+        stored = copy.deepcopy(self.network)
+        nn.Module.to(stored, torch.bfloat16)
+        stored.save_pretrained(folder / "video_features")

@@ -1,0 +1,194 @@
+"""The Re-DMD stage: DMD whose gradient is weighted, sample by sample, by exp(reward / beta).
+
+    grad = E [ exp(r(x) / beta) / Z(c)  *  grad_DMD(x) ]        Reward Forcing, Eqs. 9-11
+
+The reward rates the decoded rollout and is never differentiated; only the generator's loss is weighted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from reward_forcing.data.dataset import wording
+from reward_forcing.logs import console
+from reward_forcing.rewards import Rater, RewardSettings, rate
+from reward_forcing.rewards.alarm import alarm
+from reward_forcing.rewards.weighting import effective_share, reward_weights
+from reward_forcing.training.distributed import sum_over_processes
+from reward_forcing.training.dmd import DmdSettings, DmdStage, Rolled
+from reward_forcing.training.prompts import PromptTimeline
+
+LEAST_SHARE = 0.25
+"""Below this share of effective samples the stage warns: most of what is rolled out is wasted."""
+TRAINED = "trained"
+WATCH_BATCH = 8
+
+
+class ReDmdSettings(DmdSettings):
+    """Settings of the Re-DMD stage: those of DMD, and
+
+    reward: what weights the samples; for rollouts that the prompt is switched in, by the second prompt. beta: the
+    paper's, 1/2 there. group: rollouts of each prompt in the generator's batch, over which exp(r / beta) is normalised
+    (Z(c)); 1 normalises nothing, as the paper does. running: z-score rewards by their running mean and deviation,
+    which move by this share per update, in place of the reward's own constants. weight_clip: the largest weight.
+    watched: rewards that nothing optimises, by name; whenever samples are drawn, they and the trained one rate
+    `watch_clips` clips of validation prompts, and an alarm tells if the trained one rose while one of them fell.
+    fps: of the decoded frames.
+    """
+
+    stage: Literal["re_dmd"] = "re_dmd"  # pyright: ignore[reportIncompatibleVariableOverride]
+    reward: RewardSettings
+    beta: PositiveFloat = 0.5
+    group: PositiveInt = 1
+    running: float | None = Field(None, gt=0, lt=1)
+    weight_clip: PositiveFloat | None = None
+    watched: dict[str, RewardSettings] = Field(default_factory=dict)
+    watch_clips: int = Field(16, ge=2)
+    fps: PositiveFloat = 16.0
+
+    @model_validator(mode="after")
+    def _groups_fill_the_batch(self) -> Self:
+        if self.batch % self.group:
+            raise ValueError(f"batch={self.batch} does not divide into groups of {self.group}")
+        if TRAINED in self.watched:
+            raise ValueError(f"a watched reward cannot be called '{TRAINED}', which is the trained one's name")
+        return self
+
+
+class ReDmdStage(DmdStage[ReDmdSettings]):
+    """Trains roles `generator` and `fake_score`, as DMD does, with weighted samples."""
+
+    settings_class = ReDmdSettings
+
+    def __init__(self, settings: ReDmdSettings, seed: int, rank: int, world_size: int, device: torch.device) -> None:
+        super().__init__(settings, seed, rank, world_size, device)
+        self.rater = settings.reward.load(device)
+        self.watched: dict[str, Rater] = {name: reward.load(device) for name, reward in settings.watched.items()}
+        self.running = RunningScale(settings.running)
+        self.at_start: dict[str, list[float]] = {}
+        self._told_of_share = False
+
+    def group(self, role: str) -> int:
+        return self.settings.group if role == "generator" else 1
+
+    def weight(
+        self, rolled: Rolled, captions: Sequence[Sequence[str]]
+    ) -> tuple[Tensor | None, dict[str, Tensor | float]]:
+        """exp(r / beta) of each sample, over Z(c) where groups are rolled out."""
+        with self.clock("reward"):
+            reward = rate(self.settings.reward, self.rater, self.pixels(rolled.clip), captions[-1], self.settings.fps)
+        reward = reward.to(rolled.clip.device)
+        self.running.add(reward)
+        scaled = self.running.scaled(reward)
+        weight = reward_weights(scaled, self.settings.beta, self.settings.group, self.settings.weight_clip)
+        metrics = {"reward": reward.mean(), "weight": weight.mean(), "weight_square": weight.square().mean()}
+        return weight, {**metrics, "weight_largest": weight.amax()}
+
+    def updated(self, role: str, step: int) -> None:
+        """Move the running scale, by the rewards of all processes."""
+        if role == "generator":
+            self.running.move(self.device)
+
+    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
+        """The share of samples that count, over what was logged; warns once where it is small."""
+        if "generator/weight_square" not in means:
+            return {}
+        share = effective_share(means["generator/weight"], means["generator/weight_square"])
+        if share < LEAST_SHARE and not self._told_of_share:
+            self._told_of_share = True
+            console().print(
+                f"only {100 * share:.0f} % of the samples count: their weights exp(reward / beta) differ too much; "
+                "raise beta, set weight_clip, or normalise by group or running",
+                markup=False,
+                soft_wrap=True,
+            )
+        return {"generator/effective_share": share}
+
+    @torch.no_grad()
+    def metrics(self, step: int) -> dict[str, Tensor | float]:
+        """Mean rewards of clips of validation prompts, always the same prompts and noise; tells of alarms."""
+        scores = self._watch()
+        self.at_start = self.at_start or scores
+        fallen = alarm(self.at_start, scores, TRAINED)
+        if fallen:
+            console().print(
+                f"alarm at step {step}: the trained reward rises while {', '.join(fallen)} falls; look at the samples",
+                markup=False,
+                soft_wrap=True,
+            )
+        means = {f"reward/{name}": sum(values) / len(values) for name, values in scores.items()}
+        return {**means, "reward/alarms": float(len(fallen))}
+
+    def _watch(self) -> dict[str, list[float]]:
+        """Normalised scores of the trained and the watched rewards, clip by clip."""
+        raters = {TRAINED: (self.settings.reward, self.rater)}
+        raters |= {name: (reward, self.watched[name]) for name, reward in self.settings.watched.items()}
+        scores: dict[str, list[float]] = {name: [] for name in raters}
+        for first in range(0, self.settings.watch_clips, WATCH_BATCH):
+            items = range(first, min(first + WATCH_BATCH, self.settings.watch_clips))
+            captions = [wording(item, "validation") for item in items]
+            prompts = PromptTimeline(self.prompts(captions))
+            rolled = self._rollout(prompts, items, self.sigmas, self.settings.frames)
+            frames = self.pixels(rolled.clip)
+            for name, (reward, rater) in raters.items():
+                scores[name] += rate(reward, rater, frames, captions, self.settings.fps).tolist()
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the networks."""
+        return {"running": self.running.state_dict(), "at_start": self.at_start}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.running.load_state_dict(state.get("running"))
+        self.at_start = state.get("at_start", {})
+
+
+class RunningScale:
+    """A running mean and deviation of rewards, the same in all processes: rewards count in after their update.
+
+    share: by how much one update moves it; None leaves rewards as they are. Until the first update has been counted in,
+    a batch is scaled by nothing.
+    """
+
+    def __init__(self, share: float | None) -> None:
+        self.share = share
+        self.moments: list[float] | None = None
+        """Mean and mean square."""
+        self._sums = torch.zeros(3, dtype=torch.float64)
+
+    def add(self, reward: Tensor) -> None:
+        """Remember the rewards [B] of this process until the update is done."""
+        if self.share is not None:
+            values = reward.detach().double().cpu()
+            self._sums += torch.stack([torch.tensor(float(len(values))).double(), values.sum(), values.square().sum()])
+
+    def move(self, device: torch.device) -> None:
+        """Count in what all processes have added."""
+        if self.share is None:
+            return
+        count, total, squares = sum_over_processes(self._sums.to(device)).tolist()
+        self._sums.zero_()
+        new = [total / count, squares / count]
+        old = self.moments or new
+        self.moments = [(1 - self.share) * a + self.share * b for a, b in zip(old, new, strict=True)]
+
+    def scaled(self, reward: Tensor) -> Tensor:
+        """(reward - mean) / deviation."""
+        if self.moments is None:
+            return reward
+        mean, square = self.moments
+        return (reward - mean) / max(1e-6, square - mean * mean) ** 0.5
+
+    def state_dict(self) -> list[float] | None:
+        """The moments."""
+        return self.moments
+
+    def load_state_dict(self, moments: list[float] | None) -> None:
+        """Continue from `state_dict`."""
+        self.moments = moments

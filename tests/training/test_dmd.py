@@ -1,0 +1,244 @@
+"""The DMD and Re-DMD stages on a tiny random model: what they weight, what they roll out, and how they resume."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy_rewards import BrightnessRater
+
+from reward_forcing.logs import JsonLines
+from reward_forcing.training.dmd import DmdStage
+from reward_forcing.training.re_dmd import ReDmdSettings, ReDmdStage, RunningScale
+from reward_forcing.training.stage import Draw
+from reward_forcing.training.trainer import Trainer
+
+BRIGHTNESS = {"kind": "toy_rewards:Brightness", "mean": 0.5, "std": 0.01}
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make(tiny_model_folder: Path) -> Make:
+    """A stage on the tiny model, with changed settings."""
+
+    def make(stage_class: type[DmdStage] = DmdStage, **changes: Any) -> Any:
+        parts = {"generator": "transformer", "real_score": "transformer", "vae": "vae"}
+        values: dict[str, Any] = {name: tiny_model_folder / part for name, part in parts.items()}
+        values |= {"text": tiny_model_folder, "batch": 2, "frames": 10, "latent_size": [4, 4], "generator_every": 2}
+        values["cache"] = {"window_frames": 6, "chunk_frames": 2, "sink": {"kind": "ema", "frames": 2, "alpha": 0.9}}
+        adam = {"kind": "adamw", "lr": 1e-3}
+        values["train"] = {"steps": 4, "log_every": 1, "optimizers": {"generator": adam, "fake_score": adam}}
+        if stage_class is ReDmdStage:
+            values["reward"] = BRIGHTNESS
+        settings = stage_class.settings_class.model_validate(values | changes)
+        return stage_class(settings, seed=3, rank=0, world_size=1, device=torch.device("cpu"))
+
+    return make
+
+
+def loss_of(stage: DmdStage, role: str = "generator", step: int = 0) -> tuple[Tensor, dict[str, Any]]:
+    loss, metrics = stage.loss(role, step, Draw.at(3, role, step))
+    return loss, dict(metrics)
+
+
+def with_weights(stage: DmdStage, weights: list[float]) -> float:
+    """The generator's loss with these weights of its samples."""
+    stage.weight = lambda rolled, captions: (torch.tensor(weights), {})  # type: ignore[method-assign]
+    return float(loss_of(stage)[0])
+
+
+@pytest.mark.parametrize("stage_class", [DmdStage, ReDmdStage])
+def test_a_training_rollout_evicts_and_updates_the_sink(make: Make, stage_class: type[DmdStage]) -> None:
+    """Chunks of 2 in a window of 6 with a sink of 2: of 10 frames, the commits of chunks 2 and 3 evict."""
+    _, metrics = loss_of(make(stage_class))
+    assert metrics["sink_updates"] == 2
+
+
+def test_re_dmd_weights_each_sample_by_its_own_reward(make: Make) -> None:
+    of_first, of_second = with_weights(make(), [2.0, 0.0]), with_weights(make(), [0.0, 2.0])
+    assert loss_of(make())[0].item() == pytest.approx((of_first + of_second) / 2, rel=1e-5)
+    stage = make(ReDmdStage, beta=2.0)
+    loss, metrics = loss_of(stage)
+    (shape, _), *rest = stage.rater.asked
+    assert (shape, rest) == ((2, 37, 3, 32, 32), [])
+    rewards = rewards_of(stage)
+    assert abs(rewards[0] - rewards[1]) > 0.05, "the samples must differ for the test to tell"
+    weights = torch.exp(torch.tensor(rewards) / 2.0)
+    expected = (weights[0] * of_first + weights[1] * of_second) / 2
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+    of_the_mean = weights.mean() * (of_first + of_second) / 2
+    assert abs(float(loss) - float(of_the_mean)) > 1e-3 * float(loss), "not the batch mean times the mean weight"
+    assert float(metrics["weight"]) == pytest.approx(float(weights.mean()), rel=1e-4)
+
+
+def rewards_of(stage: ReDmdStage) -> list[float]:
+    """The normalised rewards of the samples that the stage rolls out first."""
+    seen: list[float] = []
+
+    def weight(rolled: Any, captions: Any) -> tuple[None, dict[str, Any]]:
+        brightness = stage.pixels(rolled.clip).mean(dim=(1, 2, 3, 4))
+        seen.extend(((brightness - 0.5) / 0.01).tolist())
+        return None, {}
+
+    stage.weight = weight  # type: ignore[method-assign]
+    loss_of(stage)
+    return seen
+
+
+def test_the_reward_is_not_differentiated(make: Make) -> None:
+    stage = make(ReDmdStage)
+    loss_of(stage)[0].backward()
+    assert not any(p.grad is not None for p in stage.vae.vae.parameters())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in stage.generator.parameters())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in stage.generator.parameters())
+
+
+def test_a_group_shares_its_prompt_and_not_its_noise(make: Make) -> None:
+    stage = make(ReDmdStage, batch=4, group=2)
+    _, metrics = loss_of(stage)
+    ((_, prompts),) = stage.rater.asked
+    assert prompts[0] == prompts[1] != prompts[2] == prompts[3]
+    seeds, _, _ = stage._samples_of("generator", Draw.at(3, "generator", 0))
+    assert len(set(seeds)) == 4
+    assert float(metrics["weight"]) == pytest.approx(1.0, rel=1e-5)
+    scenes = stage._samples_of("fake_score", Draw.at(3, "fake_score", 0))[1]
+    assert len(set(scenes)) == 4, "the critic sees as many prompts as it can"
+    with pytest.raises(ValueError, match="does not hold whole groups of 2"):
+        stage._samples_of("generator", Draw.at(3, "generator", 0, shard=0, shards=4))
+
+
+def test_a_switched_rollout_is_rated_by_its_second_prompt(make: Make) -> None:
+    stage = make(ReDmdStage, switch_share=1.0)
+    captions: list[Any] = []
+    original = stage._captions
+    stage._captions = lambda *arguments: captions.append(original(*arguments)) or captions[-1]
+    loss_of(stage)
+    assert stage.rater.asked[0][1] == captions[0][1] != captions[0][0]
+
+
+def test_a_longer_rollout_is_scored_at_its_end(make: Make) -> None:
+    stage = make(longest_frames=16)
+    lengths = {stage._frames(Draw.at(3, "generator", step).shared) for step in range(40)}
+    assert lengths == {10, 12, 14, 16}
+    with torch.no_grad():
+        prompts = stage._captions([1, 2], [1, 2], False)
+        timeline = _timeline(stage, prompts)
+        whole = make(frames=16)._rollout(timeline, (5, 6), stage.sigmas, 16).clip
+    rolled = stage._rollout(timeline, (5, 6), stage.sigmas, 16)
+    assert (rolled.first, list(rolled.numbers())) == (6, list(range(6, 16)))
+    torch.testing.assert_close(rolled.clip[:, 1:].detach(), whole[:, 7:])
+    last = stage.vae.decode(whole[:, :7])[0][:, -1:].clamp(0, 1)
+    torch.testing.assert_close(rolled.clip[:, :1].detach(), stage.vae.encode(last)[0])
+    assert rolled.mask is not None
+    assert rolled.mask.tolist() == 2 * [2 * [False] + 8 * [True]]
+
+
+def _timeline(stage: DmdStage, captions: list[list[str]]) -> Any:
+    from reward_forcing.training.prompts import PromptTimeline
+
+    return PromptTimeline(*map(stage.prompts, captions))
+
+
+@pytest.mark.parametrize("kv_grad", ["none", "clean", "stale"])
+def test_the_gradient_through_the_cache_is_a_choice(make: Make, kv_grad: str) -> None:
+    stage = make(kv_grad=kv_grad)
+    loss, _ = loss_of(stage)
+    loss.backward()
+    values = [p.grad for name, p in stage.generator.named_parameters() if name.endswith("blocks.0.attn1.to_v.weight")]
+    assert values[0] is not None
+    other = make(kv_grad="none")
+    same, _ = loss_of(other)
+    same.backward()
+    reference = next(p.grad for n, p in other.generator.named_parameters() if n.endswith("blocks.0.attn1.to_v.weight"))
+    assert float(loss) == pytest.approx(float(same), rel=1e-6)
+    difference = (values[0] - reference).norm() / reference.norm()
+    assert (difference > 1e-3) == (kv_grad != "none")
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"running": 0.3, "group": 2, "watched": {"dark": BRIGHTNESS | {"sign": -1.0}}}]
+)
+def test_a_resumed_run_is_the_uninterrupted_one(make: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
+    def run(folder: Path, steps: int) -> ReDmdStage:
+        stage = make(ReDmdStage, **changes)
+        train = stage.settings.train.model_copy(update={"steps": steps, "sample_every": 2})
+        stage.settings = stage.settings.model_copy(update={"train": train})
+        Trainer(stage, tmp_path / folder).run()
+        return stage
+
+    whole = run(Path("whole"), 4)
+    run(Path("parts"), 2)
+    resumed = run(Path("parts"), 4)
+    for name, value in whole.generator.state_dict().items():
+        assert torch.equal(value, resumed.generator.state_dict()[name]), name
+    assert whole.state_dict() == resumed.state_dict()
+    assert (whole.running.moments is not None) == ("running" in changes)
+    rows = list(JsonLines(tmp_path / "whole/log.jsonl").rows())
+    assert {"generator/effective_share", "generator/reward"} <= {name for row in rows for name in row}
+    watched = [row for row in rows if "validation/reward/trained" in row]
+    assert len(watched) == 2
+    assert all(("validation/reward/dark" in row) == ("watched" in changes) for row in watched)
+
+
+def test_the_alarm_is_told(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = make(ReDmdStage, watched={"dark": BRIGHTNESS | {"sign": -1.0, "mean": -0.5}}, watch_clips=4)
+    assert stage.metrics(1)["reward/alarms"] == 0
+    assert len(stage.at_start["dark"]) == 4
+    stage.at_start = {
+        "trained": [value - 1 - 0.1 * i for i, value in enumerate(stage.at_start["trained"])],
+        "dark": [value + 1 + 0.1 * i for i, value in enumerate(stage.at_start["dark"])],
+    }
+    assert stage.metrics(2)["reward/alarms"] == 1
+    assert "alarm at step 2: the trained reward rises while dark falls" in capsys.readouterr().err
+
+
+def test_too_few_effective_samples_are_told_once(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = make(ReDmdStage)
+    means = {"generator/weight": 1.0, "generator/weight_square": 10.0}
+    assert stage.derived(means) == {"generator/effective_share": pytest.approx(0.1)}
+    assert stage.derived({}) == {}
+    stage.derived(means)
+    assert capsys.readouterr().err.count("only 10 % of the samples count") == 1
+
+
+def test_the_running_scale_follows_the_rewards() -> None:
+    scale = RunningScale(0.5)
+    assert torch.equal(scale.scaled(torch.tensor([1.0, 3.0])), torch.tensor([1.0, 3.0]))
+    scale.add(torch.tensor([1.0, 3.0]))
+    scale.move(torch.device("cpu"))
+    torch.testing.assert_close(scale.scaled(torch.tensor([1.0, 2.0, 3.0])), torch.tensor([-1.0, 0.0, 1.0]))
+    scale.add(torch.tensor([4.0]))
+    scale.add(torch.tensor([8.0]))
+    scale.move(torch.device("cpu"))
+    assert scale.moments == [0.5 * 2 + 0.5 * 6, 0.5 * 5 + 0.5 * 40]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": {"kind": "motoin"}}, "unknown reward 'motoin'"),
+        ({"reward": {"kind": "toy_rewards:Nothing"}}, "cannot import the reward"),
+        ({"batch": 3, "group": 2}, "batch=3 does not divide into groups of 2"),
+        ({"watched": {"trained": BRIGHTNESS}}, "cannot be called 'trained'"),
+        ({"beta": 0.0}, "beta"),
+        ({"longest_frames": 8}, "longest_frames=8"),
+    ],
+)
+def test_bad_settings_are_refused(make: Make, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(ReDmdStage, **changes)
+
+
+def test_a_broken_reward_is_refused(make: Make) -> None:
+    with pytest.raises(ValueError, match="must give a finite number for each of 2 clips"):
+        loss_of(make(ReDmdStage, reward={"kind": "toy_rewards:Broken"}))
+
+
+def test_a_reward_from_outside_is_kept_in_the_settings(make: Make) -> None:
+    stage = make(ReDmdStage)
+    again = ReDmdSettings.model_validate(stage.settings.model_dump(mode="json"))
+    assert again.reward == stage.settings.reward
+    assert again.reward.kind == "toy_rewards:Brightness"
+    assert isinstance(stage.rater, BrightnessRater)
