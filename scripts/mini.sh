@@ -36,3 +36,6 @@ train 9_dmd
 "$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/9_dmd/final/transformer \
   --vae $RUNS/2_vae_long_clips/final/vae --text $RUNS/3_text_encoder/final --settings configs/generate/mini.yaml \
   --card configs/generate/mini_card.md
+train video_features  # what `rforce eval run` measures distances in
+rm -rf src/reward_forcing/assets/video_features
+cp -r $RUNS/video_features/final/video_features src/reward_forcing/assets/

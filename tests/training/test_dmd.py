@@ -46,7 +46,7 @@ def loss_of(stage: DmdStage, role: str = "generator", step: int = 0) -> tuple[Te
 def with_weights(stage: DmdStage, weights: list[float]) -> float:
     """The generator's loss with these weights of its samples."""
     stage.weight = lambda rolled, captions: (torch.tensor(weights), {})  # type: ignore[method-assign]
-    return float(loss_of(stage)[0])
+    return loss_of(stage)[0].item()
 
 
 @pytest.mark.parametrize("stage_class", [DmdStage, ReDmdStage])

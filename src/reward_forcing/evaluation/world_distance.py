@@ -73,11 +73,15 @@ def reference_features(start: float = 0) -> Array:
 def distances(features: Sequence[Sequence[Sequence[float]]], start: float = 0) -> dict[str, Estimate]:
     """The distances of clips to rendered ones, with jackknife intervals over prompts.
 
+    Features are in standard deviations of the rendered ones, so that none of them decides alone. What the network was
+    taught to overlook, noise above all, and what happens between the frames it takes changes little.
     features: [prompts][seeds][D] of clips from second `start` on. Left out are the Frechet distance for no more clips
     than features, whose covariance could not be known, and all for fewer than 3 prompts.
     """
-    reference = reference_features(start)
-    prompts = [np.array(seeds) for seeds in features]
+    rendered = reference_features(start)
+    mean, spread = rendered.mean(0), rendered.std(0)
+    reference = (rendered - mean) / spread
+    prompts = [(np.array(seeds) - mean) / spread for seeds in features]
     clips = sum(map(len, prompts)) - max(map(len, prompts), default=0)
     least = {FRECHET: reference.shape[1] + 1, KERNEL: 2}
     return {

@@ -13,7 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from reward_forcing.evaluation.metrics.clips import Array, Mask, Measured, Pixels, averaged, check_clip, luminance
+from reward_forcing.evaluation.metrics.clips import Array, Measured, Pixels, averaged, check_clip, luminance
+from reward_forcing.optical_flow import Mask
 
 MEDIAN_FRAMES = 33
 MOVED = 24.0
