@@ -2,8 +2,24 @@
 
 from reward_forcing.rewards.base import Rater, Reward, RewardSettings, rate
 from reward_forcing.rewards.combine import CombinedReward, Part
+from reward_forcing.rewards.videoalign import VideoAlignReward
+from reward_forcing.rewards.vlm import VlmReward
 
-REWARDS: dict[str, type[Reward]] = {"combine": CombinedReward}
+REWARDS: dict[str, type[Reward]] = {
+    "combine": CombinedReward,
+    "videoalign": VideoAlignReward,
+    "vlm": VlmReward,
+}
 """Every reward of this package by the name that settings call it."""
 
-__all__ = ["REWARDS", "CombinedReward", "Part", "Rater", "Reward", "RewardSettings", "rate"]
+__all__ = [
+    "REWARDS",
+    "CombinedReward",
+    "Part",
+    "Rater",
+    "Reward",
+    "RewardSettings",
+    "VideoAlignReward",
+    "VlmReward",
+    "rate",
+]
