@@ -625,7 +625,7 @@ def luminance(colour: str) -> float:
 
 
 def test_sections_come_in_the_order_a_stranger_reads(page: Page) -> None:
-    order = ["summary", "scores", "attributes", "time", "comparison", "clips", "ranked", "provenance"]
+    order = ["summary", "ranked", "clips", "attributes", "time", "comparison", "scores", "provenance"]
     assert [found["id"] for found in page.of("section")] == order
     assert [text for where, text in page.texts if where == "title"] == ["Evaluation of mini, 2026-11-20"]
 
