@@ -124,7 +124,10 @@ def caption(scene: Scene, rng: np.random.Generator, held_out: bool = False) -> C
     elif scene.kind == "snow":
         options = SNOW["held_out" if held_out else "pattern"]
         where, verb = _where(scene, chance, says), _paced(scene, ("falls", "falling"), chance, says)
-        text = chance.pick(options).format(verb=verb[0], gerund=verb[1], where=where)
+        pattern = chance.pick(options)
+        text = pattern.format(verb=verb[0], gerund=verb[1], where=where)
+        if "verb" not in pattern and "gerund" not in pattern:
+            says["speed"] = UNSAID
     else:
         where = _where(scene, chance, says)
         noun = _nouns(scene, chance, says)

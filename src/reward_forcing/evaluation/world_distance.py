@@ -46,9 +46,17 @@ def bundled_features() -> VideoFeatures:
 
 @torch.inference_mode()
 def features_of(frames: Pixels) -> tuple[float, ...]:
-    """The features [D] of a clip uint8 [T, H, W, 3] of about 5 seconds, such as `last_window` gives."""
+    """The features [D] of a clip uint8 [T, H, W, 3] of about 5 seconds, whose number of frames is `window_frames`.
+
+    In one thread: sums over several differ in their last bits with their number.
+    """
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
-    return tuple(bundled_features()(pixels[None])[0].tolist())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return tuple(bundled_features()(pixels[None])[0].tolist())
+    finally:
+        torch.set_num_threads(threads)
 
 
 def window_frames(fps: float) -> int:

@@ -2,11 +2,13 @@
 
 from reward_forcing.rewards.base import Rater, Reward, RewardSettings, rate
 from reward_forcing.rewards.combine import CombinedReward, Part
+from reward_forcing.rewards.motion import MotionReward
 from reward_forcing.rewards.videoalign import VideoAlignReward
 from reward_forcing.rewards.vlm import VlmReward
 
 REWARDS: dict[str, type[Reward]] = {
     "combine": CombinedReward,
+    "motion": MotionReward,
     "videoalign": VideoAlignReward,
     "vlm": VlmReward,
 }
@@ -15,6 +17,7 @@ REWARDS: dict[str, type[Reward]] = {
 __all__ = [
     "REWARDS",
     "CombinedReward",
+    "MotionReward",
     "Part",
     "Rater",
     "Reward",

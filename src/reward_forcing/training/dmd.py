@@ -105,7 +105,7 @@ DmdSettingsT = TypeVar("DmdSettingsT", bound=DmdSettings)
 
 
 class DmdStage(Stage[DmdSettingsT]):
-    """Trains roles `generator` and `fake_score`; exports the generator as a diffusers `transformer/` folder."""
+    """Trains roles `generator` and `fake_score`; exports both as diffusers folders."""
 
     settings_class: ClassVar[type[StageSettings]] = DmdSettings
 
@@ -286,5 +286,6 @@ class DmdStage(Stage[DmdSettingsT]):
         return {"samples": decoded[:, :: max(1, decoded.shape[1] // 10)]}
 
     def export(self, folder: Path) -> None:
-        """Write `folder`/transformer, the generator."""
+        """Write `folder`/transformer, the generator, and `folder`/fake_score, for a run that goes on from here."""
         self.generator.save_pretrained(folder / "transformer")
+        self.fake_score.save_pretrained(folder / "fake_score")

@@ -1,0 +1,37 @@
+"""Alignment with the prompt as a reward: right clips score high, wrong ones lower."""
+
+import torch
+
+from reward_forcing.config import Settings
+from reward_forcing.data.dataset import clip, wording, world_scene
+from reward_forcing.evaluation.world_rewards import WorldAlignment, prompt_of
+from reward_forcing.evaluation.world_suite import held_out_prompts
+from reward_forcing.rewards import rate
+from reward_forcing.rewards.base import RewardSettings
+
+
+class Holder(Settings):
+    reward: RewardSettings
+
+
+def test_clips_of_their_own_prompts_score_higher_than_of_others() -> None:
+    kind = "reward_forcing.evaluation.world_rewards:WorldAlignment"
+    reward = Holder.model_validate({"reward": {"kind": kind}}).reward
+    assert isinstance(reward, WorldAlignment)
+    rater = reward.load(torch.device("cpu"))
+    prompts = [wording(i, "validation") for i in range(12)]
+    frames = torch.stack([clip(world_scene(i, "validation"), 81) for i in range(12)])
+    own = rate(reward, rater, frames, prompts, 16.0)
+    others = rate(reward, rater, frames, [*prompts[1:], prompts[0]], 16.0)
+    assert float(own.mean()) > 0.97
+    assert float(others.mean()) < 0.7
+    assert bool((own >= others).all())
+
+
+def test_a_prompt_read_is_the_prompt_meant() -> None:
+    for prompt in held_out_prompts(60):
+        read = prompt_of(prompt.text)
+        assert read.says == prompt.says
+        for name in ("kind", "shape", "direction", "second"):
+            if prompt.says.get(name, "unsaid") != "unsaid" or name == "second":
+                assert getattr(read.scene, name) == getattr(prompt.scene, name), prompt.text
