@@ -11,6 +11,7 @@ from toy_rewards import BrightnessRater
 
 from reward_forcing.logs import JsonLines
 from reward_forcing.training.dmd import DmdStage
+from reward_forcing.training.prompts import PromptTimeline
 from reward_forcing.training.re_dmd import ReDmdSettings, ReDmdStage, RunningScale
 from reward_forcing.training.stage import Draw
 from reward_forcing.training.trainer import Trainer
@@ -67,9 +68,9 @@ def test_re_dmd_weights_each_sample_by_its_own_reward(make: Make) -> None:
     assert abs(rewards[0] - rewards[1]) > 0.05, "the samples must differ for the test to tell"
     weights = torch.exp(torch.tensor(rewards) / 2.0)
     expected = (weights[0] * of_first + weights[1] * of_second) / 2
-    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+    assert loss.item() == pytest.approx(float(expected), rel=1e-4)
     of_the_mean = weights.mean() * (of_first + of_second) / 2
-    assert abs(float(loss) - float(of_the_mean)) > 1e-3 * float(loss), "not the batch mean times the mean weight"
+    assert abs(loss.item() - float(of_the_mean)) > 1e-3 * loss.item(), "not the batch mean times the mean weight"
     assert float(metrics["weight"]) == pytest.approx(float(weights.mean()), rel=1e-4)
 
 
@@ -112,10 +113,27 @@ def test_a_group_shares_its_prompt_and_not_its_noise(make: Make) -> None:
 def test_a_switched_rollout_is_rated_by_its_second_prompt(make: Make) -> None:
     stage = make(ReDmdStage, switch_share=1.0)
     captions: list[Any] = []
-    original = stage._captions
-    stage._captions = lambda *arguments: captions.append(original(*arguments)) or captions[-1]
+    original = stage.source.switched
+    stage.source.switched = lambda items: captions.append(original(items)) or captions[-1]
     loss_of(stage)
     assert stage.rater.asked[0][1] == captions[0][1] != captions[0][0]
+
+
+def test_prompts_come_from_a_file_whose_last_lines_are_kept(make: Make, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("".join(f"a {colour} ball\n" for colour in ("red", "blue", "green", "pink", "gray")))
+    stage = make(ReDmdStage, prompts=file, validation_prompts=2, watch_clips=3)
+    for step in range(6):
+        loss_of(stage, step=step)
+    seen = {prompt for _, prompts in stage.rater.asked for prompt in prompts}
+    assert seen == {"a red ball", "a blue ball", "a green ball"}
+    stage.rater.asked.clear()
+    stage.metrics(1)
+    assert stage.rater.asked[0][1] == ["a pink ball", "a gray ball", "a pink ball"]
+    with pytest.raises(ValueError, match="holds 5 prompts, of which 5 are kept"):
+        make(prompts=file, validation_prompts=5)
+    with pytest.raises(FileNotFoundError, match="no file of prompts"):
+        make(prompts=tmp_path / "none.txt")
 
 
 def test_a_longer_rollout_is_scored_at_its_end(make: Make) -> None:
@@ -123,8 +141,7 @@ def test_a_longer_rollout_is_scored_at_its_end(make: Make) -> None:
     lengths = {stage._frames(Draw.at(3, "generator", step).shared) for step in range(40)}
     assert lengths == {10, 12, 14, 16}
     with torch.no_grad():
-        prompts = stage._captions([1, 2], [1, 2], False)
-        timeline = _timeline(stage, prompts)
+        timeline = PromptTimeline(stage.prompts(stage.source.prompts([(1, 1), (2, 2)])))
         whole = make(frames=16)._rollout(timeline, (5, 6), stage.sigmas, 16).clip
     rolled = stage._rollout(timeline, (5, 6), stage.sigmas, 16)
     assert (rolled.first, list(rolled.numbers())) == (6, list(range(6, 16)))
@@ -133,12 +150,6 @@ def test_a_longer_rollout_is_scored_at_its_end(make: Make) -> None:
     torch.testing.assert_close(rolled.clip[:, :1].detach(), stage.vae.encode(last)[0])
     assert rolled.mask is not None
     assert rolled.mask.tolist() == 2 * [2 * [False] + 8 * [True]]
-
-
-def _timeline(stage: DmdStage, captions: list[list[str]]) -> Any:
-    from reward_forcing.training.prompts import PromptTimeline
-
-    return PromptTimeline(*map(stage.prompts, captions))
 
 
 @pytest.mark.parametrize("kv_grad", ["none", "clean", "stale"])
@@ -152,7 +163,7 @@ def test_the_gradient_through_the_cache_is_a_choice(make: Make, kv_grad: str) ->
     same, _ = loss_of(other)
     same.backward()
     reference = next(p.grad for n, p in other.generator.named_parameters() if n.endswith("blocks.0.attn1.to_v.weight"))
-    assert float(loss) == pytest.approx(float(same), rel=1e-6)
+    assert loss.item() == pytest.approx(same.item(), rel=1e-6)
     difference = (values[0] - reference).norm() / reference.norm()
     assert (difference > 1e-3) == (kv_grad != "none")
 

@@ -136,29 +136,53 @@ def ode_pairs(
     text: Annotated[Path, typer.Option(help="The folder with text_encoder/ and tokenizer/.")],
     out: Annotated[Path, typer.Option(help="The folder to write to; the same command again goes on.")],
     latent_shape: Annotated[str, typer.Option(help="Frames, channels, rows, columns of the latents.")] = "21,16,8,8",
-    count: Annotated[int, typer.Option(min=1, help="Pairs to make.")] = 500,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Pairs to make: 500, or as many as there are prompts, if not said.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of prompts, one a line, in turn; the world's captions without it.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Euler steps of the teacher's ODE.")] = 16,
+    shift: Annotated[float, typer.Option(min=0.01, help="Timestep shift of the teacher's ODE and the student.")] = 5.0,
+    denoising_steps: Annotated[str, typer.Option(help="The student's steps, before the shift.")] = "1000,750,500,250",
     guidance: Annotated[float, typer.Option(help="CFG weight of the teacher.")] = 4.0,
+    negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other noise, and other wordings.")] = 0,
     shard_size: Annotated[int, typer.Option(min=1, help="Pairs in a shard.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs solved together.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one, if not said.")] = None,
     share: Annotated[str, typer.Option(help="i/n: make only the i-th of n parts, from 0/n on.")] = "0/1",
 ) -> None:
-    """Solve the teacher's ODE from noise for many captions, for the ODE-regression stage."""
+    """Solve the teacher's ODE from noise for many prompts, for the ODE-regression stage."""
     import torch
 
-    from reward_forcing.training.ode_pairs import OdePairsManifest, make_ode_pairs
+    from reward_forcing.training.ode_pairs import OdePairs, OdePairsManifest, make_ode_pairs, prompts_hash, read_prompts
     from reward_forcing.training.shards import weights_hash
+    from reward_forcing.training.tar_shards import shards_made
 
     torch.set_num_threads(1)
     part = parse_share(share)
-    numbers = latent_shape.split(",")
-    if len(numbers) != 4 or not all(number.strip().isdigit() for number in numbers):
-        raise ValueError(f"--latent-shape must be four whole numbers as 21,16,8,8, got {latent_shape!r}")
-    shape = tuple(int(number) for number in numbers)
+    lines = read_prompts(prompts) if prompts else ()
     manifest = OdePairsManifest.model_validate(
-        {"count": count, "shard_size": shard_size, "teacher": weights_hash(teacher), "latent_shape": shape,
-         "steps": steps, "guidance": guidance}
+        {"count": count or len(lines) or 500, "shard_size": shard_size, "teacher": weights_hash(teacher),
+         "latent_shape": _whole_numbers("--latent-shape", latent_shape, 4), "steps": steps, "shift": shift,
+         "denoising_steps": _whole_numbers("--denoising-steps", denoising_steps), "guidance": guidance,
+         "negative_prompt": negative_prompt, "seed": seed, "prompts": prompts_hash(lines)}
     )  # fmt: skip
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with StepProgress("ode pairs", 0, max(1, len(range(part[0], manifest.shards, part[1])))) as progress:
-        for done in make_ode_pairs(teacher, text, out, manifest, part):
+        for done in make_ode_pairs(teacher, text, out, manifest, part, batch, lines, where):
             progress.advance(done)
-    typer.echo(f"{out}: {count} pairs")
+    made = shards_made(out, manifest)
+    if made == manifest.shards:
+        typer.echo(f"{out}: {OdePairs(out).summary()}")
+    else:
+        typer.echo(f"{out}: part {share} is done; {made} of {manifest.shards} shards are there, make the other parts")
+
+
+def _whole_numbers(option: str, text: str, count: int | None = None) -> tuple[int, ...]:
+    numbers = text.split(",")
+    if (count and len(numbers) != count) or not all(number.strip().isdigit() for number in numbers):
+        how_many = f"{count} whole numbers as 21,16,8,8" if count else "whole numbers as 1000,750,500,250"
+        raise ValueError(f"{option} must be {how_many}, got {text!r}")
+    return tuple(int(number) for number in numbers)

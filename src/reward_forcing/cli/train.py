@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from reward_forcing.cli.train_plan import print_plan
 from reward_forcing.training import load_stage_settings, stage_class
+from reward_forcing.training.plan_sizes import refuse_names
 
 
 def train(
@@ -14,10 +16,22 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as train.steps=100.")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder. The same command continues a run in it.")] = Path("run"),
     processes: Annotated[int, typer.Option(min=1, help="Processes that share the batch on this machine.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run will need, and stop.")] = False,
+    gpus: Annotated[int | None, typer.Option(help="Of the dry run. Default: one clip at a time on each.")] = None,
+    tflops: Annotated[float | None, typer.Option(help="Of the dry run: a GPU's peak. Default: 989.")] = None,
+    mfu: Annotated[float | None, typer.Option(help="Of the dry run: the part of it reached. Default: 0.4.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the dry run as JSON.")] = False,
 ) -> None:
     """Train a stage; interrupt it at will, the same command continues exactly."""
     changes = tuple(overrides or ())
-    load_stage_settings(config, changes)
+    given = {"gpus": gpus, "tflops": tflops, "mfu": mfu}
+    options = {name: value for name, value in given.items() if value is not None}
+    if dry_run:
+        print_plan(config, changes, options, as_json)
+        return
+    if options or as_json:
+        raise ValueError("--gpus, --tflops, --mfu and --json belong to --dry-run; add it, or leave them out")
+    refuse_names(load_stage_settings(config, changes))
     if processes == 1 or "WORLD_SIZE" in os.environ:
         code = run_worker(config, changes, out)
     else:

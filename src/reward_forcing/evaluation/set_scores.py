@@ -78,8 +78,9 @@ def _distances(prompts: Sequence[Sequence[Sample]], scenes: Sequence[Scene]) -> 
         for prefix, features in (("", of_clips), ("rendered_", [[row] for row in rendered.tolist()])):
             for name, estimate in distances(features, start).items():
                 doc = f"{RENDERED_DOC} {DOCS[name]}" if prefix else DOCS[name]
-                about = {"unit": "", "better": "neither" if prefix else "lower", "kind": "distance", "doc": doc}
-                found[f"{prefix}{name}@{part}".rstrip("@")] = Score(**asdict(estimate), **about)
+                better = "neither" if prefix else "lower"
+                score = Score(**asdict(estimate), better=better, kind="distance", doc=doc)
+                found[f"{prefix}{name}@{part}".rstrip("@")] = score
     return found
 
 

@@ -8,6 +8,7 @@ They see what any reward sees, frames and prompts; to train on them would be to 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -39,6 +40,10 @@ def _rate_alignment(frames: Tensor, prompts: Sequence[str], fps: float) -> Tenso
 def prompt_of(text: str) -> Prompt:
     """A caption as a prompt whose truth is known. Raises ValueError for a text that names no scene of the world."""
     says = read_caption(text)
-    named = {name: value for name, value in says.items() if value != UNSAID and not name.startswith("second_")}
-    second = (says["second_shape"], says["second_colour"]) if says["second_shape"] != UNSAID else None
-    return Prompt(0, text, says, Scene(**named, second=second))
+    scene = Scene(says["kind"])
+    for name in ("shape", "colour", "size", "speed", "direction", "background", "setting"):
+        if says[name] != UNSAID:
+            scene = replace(scene, **{name: says[name]})
+    if says["second_shape"] != UNSAID:
+        scene = replace(scene, second=(says["second_shape"], says["second_colour"]))
+    return Prompt(0, text, says, scene)

@@ -18,8 +18,6 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from reward_forcing.data.dataset import wording
-from reward_forcing.data.switches import switch_captions, switched_scene
 from reward_forcing.flow import add_noise, warp_denoising_steps
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.vae import StreamingVAE
@@ -27,9 +25,9 @@ from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.noise import SeededNoise
 from reward_forcing.rollout.rollout import KVGrad, Rollout
 from reward_forcing.rollout.schedule import chunkwise
-from reward_forcing.training.flow_matching import SAMPLE_PROMPTS
 from reward_forcing.training.losses import dmd_gradient, dmd_loss, flow_loss, score_sigma
 from reward_forcing.training.networks import load_transformer, load_vae
+from reward_forcing.training.prompt_sources import FilePrompts, WorldPrompts
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
 from reward_forcing.training.sampling import guided_x0
 from reward_forcing.training.settings import StageSettings
@@ -47,7 +45,8 @@ class DmdSettings(StageSettings):
     generator_every: critic updates per generator update. score_shift, score_range: where on the noise axis the scores
     are compared. switch_share: of the rollouts whose prompt is switched between two chunks, all three networks reading
     each frame's own prompt. first_frame_weight: factor of the gradient of the first latent frame, which is a single
-    pixel frame and has no past to go by.
+    pixel frame and has no past to go by. prompts: a file with a prompt in each line, in place of `captions` captions of
+    the world; its last `validation_prompts` are not trained with. negative_prompt: what guidance leads away from.
     """
 
     stage: Literal["dmd"] = "dmd"
@@ -69,6 +68,9 @@ class DmdSettings(StageSettings):
     score_shift: PositiveFloat = 5.0
     score_range: tuple[float, float] = (0.02, 0.98)
     captions: PositiveInt = 100_000
+    prompts: Path | None = None
+    validation_prompts: PositiveInt = 16
+    negative_prompt: str = ""
     switch_share: float = Field(0.0, ge=0, le=1)
     first_frame_weight: PositiveFloat = 1.0
 
@@ -112,6 +114,7 @@ class DmdStage(Stage[DmdSettingsT]):
     def __init__(self, settings: DmdSettingsT, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(settings, seed, rank, world_size, device)
         self.sigmas = warp_denoising_steps(settings.denoising_steps, settings.shift)
+        self.source = FilePrompts(settings.prompts, settings.validation_prompts) if settings.prompts else WorldPrompts()
         self.prompts = PromptEncoder(settings.text, device)
         self.generator = load_transformer(settings.generator, device)
         self.real_score = load_transformer(settings.real_score, device).requires_grad_(False)
@@ -135,7 +138,8 @@ class DmdStage(Stage[DmdSettingsT]):
         steps = 1 + int(torch.randint(len(self.sigmas), (), generator=draw.shared))
         switch = self._switch(draw.shared)
         frames = self._frames(draw.shared)
-        captions = self._captions(scenes, wordings, switch is not None)
+        items = list(zip(scenes, wordings, strict=True))
+        captions = [self.source.prompts(items)] if switch is None else self.source.switched(items)
         prompts = PromptTimeline(*map(self.prompts, captions), switch=switch)
         with torch.set_grad_enabled(role == "generator" and torch.is_grad_enabled()):
             rolled = self._rollout(prompts, seeds, self.sigmas[:steps], frames)
@@ -195,14 +199,6 @@ class DmdStage(Stage[DmdSettingsT]):
             return shortest
         return shortest + chunk * int(torch.randint((longest - shortest) // chunk + 1, (), generator=shared))
 
-    def _captions(self, scenes: Sequence[int], wordings: Sequence[int], are_switched: bool) -> list[list[str]]:
-        """Captions [B] of scenes of the world; of switched scenes two lists, before and after."""
-        items = list(zip(scenes, wordings, strict=True))
-        if not are_switched:
-            return [[wording(scene, "train", seed) for scene, seed in items]]
-        pairs = [switch_captions(switched_scene(scene, "train"), seed) for scene, seed in items]
-        return [[pair[half].text for pair in pairs] for half in (0, 1)]
-
     def _rollout(self, prompts: PromptTimeline, seeds: Sequence[int], sigmas: Sequence[float], frames: int) -> Rolled:
         """What the generator streams in `frames` latent frames; the last pass of each scored chunk carries gradient."""
         chunk = self.settings.cache.chunk_frames
@@ -246,7 +242,7 @@ class DmdStage(Stage[DmdSettingsT]):
             levels = sigma[:, None].expand(x.shape[:2])
             noisy = add_noise(x, noise, sigma)
             real_text = prompts.text(self.real_score, frames)
-            null = self.real_score.encode_text(self.prompts([""])).expand(len(x))
+            null = self.real_score.encode_text(self.prompts([self.settings.negative_prompt])).expand(len(x))
             real = guided_x0(Denoiser(self.real_score), noisy, levels, real_text, null, self.settings.guidance)
             fake = Denoiser(self.fake_score)(noisy, levels, prompts.text(self.fake_score, frames)).x0
             gradient = dmd_gradient(x, real, fake)
@@ -279,9 +275,9 @@ class DmdStage(Stage[DmdSettingsT]):
 
     @torch.no_grad()
     def samples(self, step: int) -> dict[str, Tensor]:
-        """Streamed clips for SAMPLE_PROMPTS with all steps, about ten frames of each."""
-        prompts = PromptTimeline(self.prompts(list(SAMPLE_PROMPTS)))
-        seeds = range(1, 1 + len(SAMPLE_PROMPTS))
+        """Streamed clips of the source's examples with all steps, about ten frames of each."""
+        prompts = PromptTimeline(self.prompts(list(self.source.examples)))
+        seeds = range(1, 1 + len(self.source.examples))
         decoded = self.pixels(self._rollout(prompts, seeds, self.sigmas, self.settings.frames).clip)
         return {"samples": decoded[:, :: max(1, decoded.shape[1] // 10)]}
 

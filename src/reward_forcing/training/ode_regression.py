@@ -3,41 +3,69 @@
     loss = mean | G(x_t, t) - x_0 |^2      with (x_t, x_0) of one trajectory, t drawn for every chunk
 
 CausVid's initialisation, as in Self Forcing and Reward Forcing. The student sees its input through the block-causal
-mask of its window; every chunk has a noise level of its own.
+mask of its window; every chunk has a noise level of its own, one of those stored with the pair.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from reward_forcing.flow import TIMESTEPS
+from reward_forcing.models.attention import AttentionPattern, Text
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import block_causal
 from reward_forcing.training.networks import load_transformer
-from reward_forcing.training.ode_pairs import OdePairs
+from reward_forcing.training.ode_pairs import LmdbSettings, OdePairs
 from reward_forcing.training.prompts import PromptEncoder
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
+
+VALIDATION_PAIRS = 32
+"""So many of the held-out pairs are looked at, each at all of its noise levels."""
 
 
 class OdeRegressionSettings(StageSettings):
     """Settings of the ODE-regression stage.
 
-    pairs: a store made by `rforce data ode-pairs`; its noise levels are the student's. init: a transformer's folder,
-    the teacher as a rule. window_frames: of the student, None for all.
+    pairs: a store made by `rforce data ode-pairs`, or a published LMDB; its noise levels are the student's. lmdb: where
+    the points of an LMDB lie. init: a transformer's folder, the teacher as a rule. window_frames: of the student, None
+    for all. clean_chunks: a chunk may also be drawn clean; it then carries no loss and is what later chunks see, as
+    finished chunks are when streaming (CausVid, Self Forcing). validation: part of the pairs, the last ones, that is
+    held out for the validation loss, which is logged with the samples (`train.sample_every`).
     """
 
     stage: Literal["ode_regression"] = "ode_regression"
     pairs: Path
+    lmdb: LmdbSettings | None = None
     text: Path
     init: Path
     batch: PositiveInt = 8
     chunk_frames: PositiveInt = 3
     window_frames: PositiveInt | None = None
+    clean_chunks: bool = True
+    validation: float = Field(0.05, ge=0, lt=1)
+
+
+def regression_errors(
+    denoiser: Denoiser, trajectories: Tensor, sigmas: Tensor, level: Tensor, text: Text, pattern: AttentionPattern
+) -> Tensor:
+    """Mean squared errors [B, F] of the clean latents that the student sees behind one point of each frame.
+
+    trajectories: [B, K, F, C, h, w], noisy to clean. sigmas: [B, K], their noise levels. level: [B, F], which of the K
+    points each frame is at (CausVid, Self Forcing: ODE initialisation).
+    """
+    batch, _, frames = trajectories.shape[:3]
+    rows = torch.arange(batch, device=level.device)[:, None]
+    x = trajectories[rows, level, torch.arange(frames, device=level.device)]
+    x0 = denoiser(x, sigmas[rows, level], text, pattern=pattern).x0
+    return (x0 - trajectories[:, -1]).square().mean(dim=(2, 3, 4))
 
 
 class OdeRegressionStage(Stage[OdeRegressionSettings]):
@@ -49,10 +77,17 @@ class OdeRegressionStage(Stage[OdeRegressionSettings]):
         self, settings: OdeRegressionSettings, seed: int, rank: int, world_size: int, device: torch.device
     ) -> None:
         super().__init__(settings, seed, rank, world_size, device)
-        self.pairs = OdePairs(settings.pairs)
+        self.pairs = OdePairs(settings.pairs, settings.lmdb)
+        self.held_out = held_out(len(self.pairs), settings.validation)
+        self.points, self.frames, channels = self.pairs.shape[:3]
+        self.pattern = block_causal(self.frames, settings.chunk_frames, settings.window_frames)
         self.prompts = PromptEncoder(settings.text, device)
-        self.sigmas = torch.tensor(self.pairs.manifest.sigmas(), device=device)
         self.network = load_transformer(settings.init, device)
+        if self.network.config["in_channels"] != channels:
+            raise ValueError(
+                f"'{settings.init}' takes latents of {self.network.config['in_channels']} channels, but the pairs in "
+                f"'{settings.pairs}' have {channels}"
+            )
 
     def networks(self) -> dict[str, nn.Module]:
         return {"generator": self.network}
@@ -60,22 +95,83 @@ class OdeRegressionStage(Stage[OdeRegressionSettings]):
     def edges(self, role: str) -> tuple[str, ...]:
         return ("patch_embedding", "proj_out", "condition_embedder")
 
+    def summary(self) -> str:
+        return f"{super().summary()}; {self.pairs.summary()}; {len(self.held_out)} held out"
+
     def loss(self, role: str, step: int, draw: Draw) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Mean squared error of the clean latents over this shard of the batch."""
+        """Mean squared error of the clean latents over this shard of the batch.
+
+        The mean of a sample is over its noisy frames, that of the batch over samples, however it is cut into shards.
+        """
         generators = [draw.sample(index) for index in draw.share(self.settings.batch)]
-        items = [int(torch.randint(len(self.pairs), (), generator=g)) for g in generators]
-        trajectories = self.pairs.trajectories[items].float().to(self.device)  # [B, K, F, C, h, w]
-        frames, chunk = trajectories.shape[2], self.settings.chunk_frames
-        levels = torch.stack([torch.randint(len(self.sigmas), (-(-frames // chunk),), generator=g) for g in generators])
-        level = levels.to(self.device).repeat_interleave(chunk, dim=1)[:, :frames]
-        batch = torch.arange(len(items), device=self.device)[:, None]
-        x = trajectories[batch, level, torch.arange(frames, device=self.device)]
-        text = self.network.encode_text(self.prompts([self.pairs.caption(item) for item in items]))
-        pattern = block_causal(frames, chunk, self.settings.window_frames)
-        x0 = Denoiser(self.network)(x, self.sigmas[level], text, pattern=pattern).x0
-        error = (x0 - trajectories[:, -1]).square()
-        return error.mean(), {}
+        with self.clock("data"):
+            items = [int(torch.randint(self.held_out.start, (), generator=g)) for g in generators]
+            trajectories, sigmas, prompts = self._read(items)
+        levels = self.points if self.settings.clean_chunks else self.points - 1
+        level = torch.stack([self._draw_levels(levels, generator) for generator in generators])
+        error = self._errors(trajectories, sigmas, prompts, level)
+        is_noisy = (level < self.points - 1).to(error)
+        return ((error * is_noisy).sum(dim=1) / is_noisy.sum(dim=1).clamp_min(1)).mean(), {}
+
+    @torch.no_grad()
+    def metrics(self, step: int) -> dict[str, Tensor | float]:
+        """How well the student does on held-out pairs: `loss`, `loss_T` at each timestep T, and `explained`.
+
+        Each pair is seen once at every noisy level in every chunk, with drawn levels around it that are the same at
+        every call. explained: 1 - loss / variance of the clean latents; 1 is perfect, 0 as good as their mean.
+        """
+        items = self.held_out[:VALIDATION_PAIRS]
+        if not items:
+            return {}
+        noisy = self.points - 1
+        errors: list[Tensor] = []  # of each piece [B, noisy], the mean over chunks at each level
+        moments: list[Tensor] = []
+        for first in range(0, len(items), self.settings.batch):
+            piece = items[first : first + self.settings.batch]
+            trajectories, sigmas, prompts = self._read(piece)
+            start = torch.stack([self._draw_levels(noisy, torch.Generator().manual_seed(item)) for item in piece])
+            at_level = torch.zeros(len(piece), noisy, device=self.device)
+            for turn in range(noisy):
+                level = (start + turn) % noisy
+                error = self._errors(trajectories, sigmas, prompts, level)
+                at_level.scatter_add_(1, level.to(self.device), error / self.frames)
+            errors.append(at_level)
+            clean = trajectories[:, -1]
+            moments.append(torch.stack([clean.mean(dim=(1, 3, 4)), clean.square().mean(dim=(1, 3, 4))], dim=1))
+        mean, mean_square = torch.cat(moments).mean(dim=0)  # [C] each
+        variance = (mean_square - mean.square()).mean().clamp_min(1e-12)
+        levels = torch.cat(errors).mean(dim=0)
+        loss = levels.mean()
+        names = [f"loss_{TIMESTEPS * sigma:.0f}" for sigma in self.pairs.read(items[0]).sigmas.tolist()[:noisy]]
+        return {"loss": loss, "explained": 1 - loss / variance, **dict(zip(names, levels, strict=True))}
+
+    def _read(self, items: Sequence[int]) -> tuple[Tensor, Tensor, list[str]]:
+        """Float32 trajectories [B, K, F, C, h, w], their sigmas [B, K], and the prompts."""
+        pairs = [self.pairs.read(item) for item in items]
+        trajectories = torch.stack([pair.trajectory for pair in pairs]).to(self.device).float()
+        return trajectories, torch.stack([pair.sigmas for pair in pairs]).to(self.device), [p.prompt for p in pairs]
+
+    def _draw_levels(self, levels: int, generator: torch.Generator) -> Tensor:
+        """A level below `levels` for each frame [F], the same within a chunk."""
+        chunk = self.settings.chunk_frames
+        drawn = torch.randint(levels, (math.ceil(self.frames / chunk),), generator=generator)
+        return drawn.repeat_interleave(chunk)[: self.frames]
+
+    def _errors(self, trajectories: Tensor, sigmas: Tensor, prompts: list[str], level: Tensor) -> Tensor:
+        text = self.network.encode_text(self.prompts(prompts))
+        denoiser = Denoiser(self.network)
+        return regression_errors(denoiser, trajectories, sigmas, level.to(self.device), text, self.pattern)
 
     def export(self, folder: Path) -> None:
         """Write `folder`/transformer."""
         self.network.save_pretrained(folder / "transformer")
+
+
+def held_out(count: int, share: float) -> range:
+    """The last `share` of `count` pairs, at least one if share > 0. Raises ValueError if none is left to train on."""
+    held = math.ceil(share * count)
+    if held >= count:
+        raise ValueError(
+            f"{count} pairs with validation={share} leave none to train on; make more, or set validation=0"
+        )
+    return range(count - held, count)

@@ -14,7 +14,6 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from reward_forcing.data.dataset import wording
 from reward_forcing.logs import console
 from reward_forcing.rewards import Rater, RewardSettings, rate
 from reward_forcing.rewards.alarm import alarm
@@ -129,9 +128,10 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
         raters = {TRAINED: (self.settings.reward, self.rater)}
         raters |= {name: (reward, self.watched[name]) for name, reward in self.settings.watched.items()}
         scores: dict[str, list[float]] = {name: [] for name in raters}
+        texts = self.source.validation(self.settings.watch_clips)
         for first in range(0, self.settings.watch_clips, WATCH_BATCH):
             items = range(first, min(first + WATCH_BATCH, self.settings.watch_clips))
-            captions = [wording(item, "validation") for item in items]
+            captions = texts[first : items.stop]
             prompts = PromptTimeline(self.prompts(captions))
             rolled = self._rollout(prompts, items, self.sigmas, self.settings.frames)
             frames = self.pixels(rolled.clip)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
 import torch
 from pydantic import PositiveInt
@@ -44,7 +44,9 @@ def weights_hash(folder: Path) -> str:
         raise FileNotFoundError(f"no .safetensors weights in '{folder}'")
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 24):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -56,23 +58,39 @@ def write_shards(
     make: items -> tensors whose first axis runs over these items. A shard appears whole or not at all.
     Raises ValueError if `out` holds a store with another manifest.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / MANIFEST
-    if path.is_file():
-        held = type(manifest).model_validate_json(path.read_text())
-        if held != manifest:
-            theirs, ours = held.model_dump(), manifest.model_dump()
-            changed = ", ".join(f"{key}: {theirs[key]} -> {ours[key]}" for key in ours if theirs[key] != ours[key])
-            raise ValueError(f"'{out}' holds another store ({changed}); use another folder, or delete this one")
-    else:
-        _replace(path, lambda temporary: temporary.write_text(manifest.model_dump_json(indent=2)))
+    claim_store(out, manifest)
     for done, shard in enumerate(range(share[0], manifest.shards, share[1])):
         yield done
         file = _shard_path(out, shard)
         if not file.is_file():
             tensors = make(manifest.items(shard))
-            _replace(file, lambda temporary, tensors=tensors: save_file(tensors, temporary))
+            write_whole(file, lambda temporary, tensors=tensors: save_file(tensors, temporary))
     yield len(range(share[0], manifest.shards, share[1]))
+
+
+def claim_store(out: Path, manifest: Manifest) -> None:
+    """Make the folder of a store and write its manifest, unless it is there already.
+
+    Raises ValueError if `out` holds a store with another manifest.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / MANIFEST
+    if not path.is_file():
+        write_whole(path, lambda temporary: temporary.write_text(manifest.model_dump_json(indent=2)))
+        return
+    held = type(manifest).model_validate_json(path.read_text())
+    if held != manifest:
+        theirs, ours = held.model_dump(), manifest.model_dump()
+        changed = ", ".join(f"{key}: {theirs[key]!r} -> {ours[key]!r}" for key in ours if theirs[key] != ours[key])
+        raise ValueError(f"'{out}' holds another store ({changed}); use another folder, or delete this one")
+
+
+def read_manifest(folder: Path, manifest_class: type[M], made_by: str) -> M:
+    """The manifest of a store. Raises FileNotFoundError, naming the command `made_by`, if there is none."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"no data in '{folder}' ({MANIFEST} is missing); make it: {made_by}")
+    return manifest_class.model_validate_json(path.read_text())
 
 
 def read_shards(folder: Path, manifest_class: type[M], made_by: str) -> tuple[M, dict[str, Tensor]]:
@@ -80,10 +98,7 @@ def read_shards(folder: Path, manifest_class: type[M], made_by: str) -> tuple[M,
 
     Raises FileNotFoundError, naming the command `made_by`, if the store is missing or lacks shards.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(f"no data in '{folder}' ({MANIFEST} is missing); make it: {made_by}")
-    manifest = manifest_class.model_validate_json(path.read_text())
+    manifest = read_manifest(folder, manifest_class, made_by)
     files = [_shard_path(folder, shard) for shard in range(manifest.shards)]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -98,7 +113,11 @@ def _shard_path(folder: Path, shard: int) -> Path:
     return folder / f"shard_{shard:05d}.safetensors"
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file that appears at `path` whole or not at all."""
+    temporary = path.with_name(f"{path.stem}.{uuid4().hex[:12]}.tmp")  # process numbers repeat between containers
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

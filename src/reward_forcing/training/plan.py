@@ -1,0 +1,212 @@
+"""What a run will need, before it is started: parameters, memory per GPU, operations per update and hours.
+
+A plan is computed from a stage's settings alone, with networks on the meta device: it needs no weights, no data and no
+GPU. `plan_costs` knows what a pass costs and `plan_workload` which passes a stage runs; here they meet a cluster.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from reward_forcing.training.plan_costs import WIDE
+from reward_forcing.training.plan_workload import Part, Update, Work, Workload, bytes_per_number, workload_of
+from reward_forcing.training.settings import StageSettings, TrainSettings
+
+H100_TFLOPS = 989.0
+"""Dense bfloat16 products of an H100 or H200, 10^12 operations a second (NVIDIA's data sheet)."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a run is given. tflops: peak of one GPU, 10^12 operations a second. mfu: the part of it that is reached.
+
+    gpus None: as many as give each GPU one clip at a time. Raises ValueError for numbers that make no sense.
+    """
+
+    gpus: int | None = None
+    tflops: float = H100_TFLOPS
+    mfu: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.gpus is not None and self.gpus < 1:
+            raise ValueError(f"gpus must be at least 1, got {self.gpus}")
+        if not (self.tflops > 0 and math.isfinite(self.tflops)):
+            raise ValueError(f"tflops must be positive and finite, got {self.tflops:g}")
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"mfu is the part of the peak that is reached, in (0, 1], got {self.mfu:g}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is laid out over GPUs.
+
+    sharded: weights, gradients, optimizer state and averages are divided among the GPUs (FSDP), and frozen networks
+    are kept in the compute dtype; otherwise every GPU holds everything in float32, as the trainer does. checkpointed:
+    blocks are computed again in the backward instead of kept.
+    """
+
+    name: str
+    sharded: bool
+    checkpointed: bool
+
+
+LAYOUTS = (
+    Layout("replicated", sharded=False, checkpointed=False),
+    Layout("sharded", sharded=True, checkpointed=False),
+    Layout("sharded + checkpointed", sharded=True, checkpointed=True),
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per GPU of one thing that stays, by layout."""
+
+    what: str
+    bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes per GPU of one role's update at its worst moment, by layout: kept for the backward, and beside that."""
+
+    role: str
+    graph: dict[str, int]
+    beside: dict[str, int]
+
+    def total(self, layout: Layout) -> int:
+        """Both together."""
+        return self.graph[layout.name] + self.beside[layout.name]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations of one role's update over the whole batch, by layout, and its parts on one clip."""
+
+    role: str
+    updates: int
+    work: tuple[Work, ...]
+    flops: dict[str, float]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need. Bytes are per GPU; operations count a multiplication and an addition as two.
+
+    clips: worked on at a time by one GPU. total: bytes at the worst moment. step_flops: mean over a run's steps, of the
+    whole batch. step_seconds, hours: at `tflops` x `mfu` on every GPU. All by layout.
+    """
+
+    stage: str
+    steps: int
+    batch: int
+    gpus: int
+    accumulate: int
+    clips: int
+    precision: str
+    tflops: float
+    mfu: float
+    networks: tuple[Part, ...]
+    memory: tuple[Memory, ...]
+    peaks: tuple[Peak, ...]
+    total: dict[str, int]
+    costs: tuple[Cost, ...]
+    step_flops: dict[str, float]
+    step_seconds: dict[str, float]
+    hours: dict[str, float]
+    assumed: tuple[str, ...]
+
+
+def make_plan(settings: StageSettings, cluster: Cluster) -> Plan:
+    """The plan of a stage's run on a cluster.
+
+    Raises ValueError for a stage that has no plan, for a batch that does not divide among the GPUs, and for settings
+    that the stage itself would refuse; FileNotFoundError for a network whose size is not known.
+    """
+    workload, train = workload_of(settings), settings.train
+    gpus = cluster.gpus or max(1, workload.batch // train.accumulate)
+    if workload.batch % (gpus * train.accumulate):
+        raise ValueError(
+            f"a batch of {workload.batch} does not divide into {gpus} GPUs x train.accumulate {train.accumulate}; "
+            f"use divisors of {workload.batch}"
+        )
+    clips = workload.batch // (gpus * train.accumulate)
+    memory = _standing(workload, train, gpus)
+    peaks = [_peak(update, workload, gpus, clips) for update in workload.updates]
+    rate = gpus * cluster.tflops * 1e12 * cluster.mfu
+    costs = tuple(_cost(update, workload.batch, train.steps, rate) for update in workload.updates)
+    run = {layout.name: sum(cost.updates * cost.flops[layout.name] for cost in costs) for layout in LAYOUTS}
+    return Plan(
+        stage=settings.stage,
+        steps=train.steps,
+        batch=workload.batch,
+        gpus=gpus,
+        accumulate=train.accumulate,
+        clips=clips,
+        precision=train.precision,
+        tflops=cluster.tflops,
+        mfu=cluster.mfu,
+        networks=workload.parts,
+        memory=tuple(memory),
+        peaks=tuple(peaks),
+        total={
+            layout.name: sum(row.bytes[layout.name] for row in memory) + max(peak.total(layout) for peak in peaks)
+            for layout in LAYOUTS
+        },
+        costs=costs,
+        step_flops={name: flops / train.steps for name, flops in run.items()},
+        step_seconds={name: flops / train.steps / rate for name, flops in run.items()},
+        hours={name: flops / rate / 3600 for name, flops in run.items()},
+        assumed=workload.assumed,
+    )
+
+
+def _standing(workload: Workload, train: TrainSettings, gpus: int) -> list[Memory]:
+    """What stays on a GPU throughout: weights, and what belongs to the trained ones."""
+    compute = bytes_per_number(train)
+    rows: list[Memory] = []
+
+    def add(what: str, whole: int, sharded: int) -> None:
+        rows.append(Memory(what, {layout.name: sharded if layout.sharded else whole for layout in LAYOUTS}))
+
+    def shared(size: int) -> int:
+        return -(-size // gpus)
+
+    for part in workload.parts:
+        whole = WIDE * part.parameters
+        match part.role:
+            case "text_encoder":
+                add("text_encoder: weights, frozen", 0, shared(compute * part.parameters))
+            case "vae":
+                add("vae: weights, frozen", whole, whole)
+            case role if not part.trained:
+                add(f"{role}: weights, frozen", whole, shared(compute * part.parameters))
+            case role:
+                add(f"{role}: weights", whole, shared(whole))
+                add(f"{role}: gradients", whole, shared(whole))
+                add(f"{role}: optimizer", part.state, shared(part.state))
+                if part.averaged:
+                    add(f"{role}: average", whole, shared(whole))
+    copies = compute * max(part.parameters for part in workload.parts if part.trained) if compute < WIDE else 0
+    gathered = 2 * max(part.block * (compute + WIDE * part.trained) for part in workload.parts)
+    add("weights in use", copies, gathered)
+    return rows
+
+
+def _peak(update: Update, workload: Workload, gpus: int, clips: int) -> Peak:
+    """What an update needs at its worst moment. Averaging whole gradients takes two copies of them."""
+    parameters = next(part.parameters for part in workload.parts if part.role == update.role)
+    graph, beside = {}, {}
+    for layout in LAYOUTS:
+        moments = update.checkpointed if layout.checkpointed else update.plain
+        averaging = 0 if layout.sharded or gpus == 1 else 2 * WIDE * parameters
+        graph[layout.name] = clips * moments.graph
+        beside[layout.name] = max(clips * moments.peak, averaging) - graph[layout.name]
+    return Peak(update.role, graph, beside)
+
+
+def _cost(update: Update, batch: int, steps: int, rate: float) -> Cost:
+    flops = {layout.name: batch * update.flops(layout.checkpointed) for layout in LAYOUTS}
+    seconds = {name: value / rate for name, value in flops.items()}
+    return Cost(update.role, -(-steps // update.every), update.work, flops, seconds)

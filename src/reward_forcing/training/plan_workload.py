@@ -1,0 +1,348 @@
+"""What the stages do in a step, as numbers: networks, operations of each update, and bytes beside the weights.
+
+Follows `DmdStage`, `ReDmdStage` and `OdeRegressionStage` pass by pass: whoever changes what a stage computes changes it
+here too. Knows no GPUs and no rates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import UMT5Config
+
+from reward_forcing.config import unknown
+from reward_forcing.models.masks import block_causal
+from reward_forcing.models.vae import StreamingVAE
+from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.training.dmd import DmdSettings
+from reward_forcing.training.ode_regression import OdeRegressionSettings
+from reward_forcing.training.optim import AdamWSettings, MuonSettings, hidden_matrices
+from reward_forcing.training.plan_costs import (
+    WIDE,
+    Attended,
+    Shape,
+    backward_work,
+    bidirectional,
+    cache_bytes,
+    forward_flops,
+    forward_work,
+    graph,
+    patterned,
+    rolled_out,
+    text_flops,
+)
+from reward_forcing.training.plan_memory import LiveBytes
+from reward_forcing.training.plan_networks import meta_text_encoder, meta_transformer, meta_vae
+from reward_forcing.training.re_dmd import ReDmdSettings
+from reward_forcing.training.settings import StageSettings, TrainSettings
+from reward_forcing.training.shards import MANIFEST
+
+EDGES = ("patch_embedding", "proj_out", "condition_embedder")
+"""The modules that the transformer stages keep from Muon."""
+
+PUBLISHED_CLIP = (21, 60, 104)
+"""Latent frames, rows and columns of the published ODE pairs: 81 frames of 832 x 480."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of an update on one clip. flops: of one forward. forwards: how many, on average over exit steps.
+
+    grad: a backward follows, which costs two forwards. recomputed: checkpointing makes it three.
+    """
+
+    what: str
+    flops: float
+    forwards: float = 1.0
+    grad: bool = False
+    recomputed: bool = False
+
+    def total(self, checkpointed: bool) -> float:
+        """Operations with their backward."""
+        factor = (4 if checkpointed and self.recomputed else 3) if self.grad else 1
+        return factor * self.forwards * self.flops
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Bytes that one clip needs in an update, without or with checkpointing.
+
+    graph: kept for the backward. peak: the most that is alive at any moment, the graph included where it is.
+    """
+
+    graph: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """One role's update. every: in steps. plain, checkpointed: what it needs beside the weights, per clip."""
+
+    role: str
+    every: int
+    work: tuple[Work, ...]
+    plain: Moments
+    checkpointed: Moments
+
+    def flops(self, checkpointed: bool) -> float:
+        """Operations on one clip."""
+        return sum(work.total(checkpointed) for work in self.work)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network of a run: where its configuration came from, its parameters, and those of its largest block.
+
+    state: bytes of its optimizer's state; averaged: whether it has a moving average. Frozen networks have neither.
+    """
+
+    role: str
+    source: str
+    parameters: int
+    block: int = 0
+    trained: bool = False
+    state: int = 0
+    averaged: bool = False
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a stage does in a step: its networks, its updates, and what the plan takes for granted."""
+
+    parts: tuple[Part, ...]
+    updates: tuple[Update, ...]
+    batch: int
+    assumed: tuple[str, ...] = ()
+
+
+def workload_of(settings: StageSettings) -> Workload:
+    """What a stage does in a step.
+
+    Raises ValueError for a stage that has no plan and for settings that the stage itself would refuse;
+    FileNotFoundError for a network whose size is not known.
+    """
+    match settings:
+        case DmdSettings():
+            return _dmd(settings)
+        case OdeRegressionSettings():
+            return _ode_regression(settings)
+    raise ValueError(f"a dry run plans the stages dmd, re_dmd and ode_regression, not '{settings.stage}'")
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The generator's passes: mean operations over the lengths of rollouts, and bytes of the longest.
+
+    each: one pass over every chunk. scored: over the chunks whose last pass carries gradient. clean: over all chunks
+    but the last, whose clean pass never runs. graded: the passes in the longest rollout's graph. work: bytes alive
+    without gradients, the cache included.
+    """
+
+    each: float
+    scored: float
+    clean: float
+    graded: tuple[Attended, ...]
+    work: int
+
+
+def _rollouts(settings: DmdSettings, shape: Shape, tokens: int, compute: int) -> Rollouts:
+    cache, shortest = settings.cache, settings.frames
+    longest = settings.longest_frames or shortest
+    each, scored, clean, passes, first = [], [], [], (), 0
+    for frames in range(shortest, longest + 1, cache.chunk_frames):
+        passes, first = rolled_out(cache, frames), (frames - shortest) // cache.chunk_frames
+        flops = [forward_flops(shape, seen, tokens) for seen in passes]
+        each.append(sum(flops))
+        scored.append(sum(flops[first:]))
+        clean.append(sum(flops[:-1]))
+    graded = passes[first:] + (passes[:-1] if settings.kv_grad == "clean" else ())
+    work = cache_bytes(shape, cache, longest, compute)
+    work += max(forward_work(shape, seen, tokens, compute) for seen in passes)
+    return Rollouts(fmean(each), fmean(scored), fmean(clean), graded, work)
+
+
+def _dmd(settings: DmdSettings) -> Workload:
+    """What `DmdStage` does: Reward Forcing, Eqs. 1-2, on rollouts whose exit step is uniform (Self Forcing)."""
+    compute, train = bytes_per_number(settings.train), settings.train
+    sources = settings.generator, settings.real_score, settings.fake_score or settings.real_score
+    generator, real, fake = (meta_transformer(source) for source in sources)
+    g, r, f = (Shape.of(network, settings.latent_size) for network in (generator, real, fake))
+    encoder, tokens, encoding = _text(settings.text)
+    rollouts, whole = _rollouts(settings, g, tokens, compute), bidirectional(settings.frames)
+    exit_step = (len(settings.denoising_steps) + 1) / 2
+    texts, null = 1 + settings.switch_share, settings.guidance != 1.0
+    parts = [
+        _part("generator", sources[0], generator, train),
+        _part("fake_score", sources[2], fake, train),
+        _part("real_score", sources[1], real, None),
+        encoder,
+    ]
+    rating, rating_bytes = [], 0
+    if isinstance(settings, ReDmdSettings):
+        vae, decoding, rating_bytes = _decoding(settings.vae, settings.frames, settings.latent_size)
+        parts.append(vae)
+        rating.append(Work("decoding for the reward", decoding))
+
+    prompt = Work("text encoder", encoding, texts)
+    critic = forward_flops(f, whole, tokens)
+    clean_grad = settings.kv_grad == "clean"
+    generator_work = (
+        prompt,
+        Work("generator, text", text_flops(g, tokens), texts, grad=True),
+        Work("rollout, passes before the last", rollouts.each, exit_step - 1),
+        Work("rollout, last passes, not scored", rollouts.each - rollouts.scored),
+        Work("rollout, last passes, scored", rollouts.scored, grad=True, recomputed=True),
+        Work("rollout, clean passes", rollouts.clean, grad=clean_grad, recomputed=clean_grad),
+        Work("teacher", forward_flops(r, whole, tokens), 1.0 + null),
+        Work("teacher, text", text_flops(r, tokens), texts + null),
+        Work("critic", critic),
+        Work("critic, text", text_flops(f, tokens), texts),
+        *rating,
+    )
+    critic_work = (
+        prompt,
+        Work("generator, text", text_flops(g, tokens), texts),
+        Work("rollout, all passes", rollouts.each, exit_step),
+        Work("rollout, clean passes", rollouts.clean),
+        Work("critic", critic, grad=True, recomputed=True),
+        Work("critic, text", text_flops(f, tokens), texts, grad=True),
+    )
+
+    def generator_moments(checkpointed: bool) -> Moments:
+        scores = (forward_work(shape, whole, tokens, compute) for shape in (r, f))
+        backward = (backward_work(g, seen, tokens, compute, checkpointed) for seen in rollouts.graded)
+        kept = graph(g, rollouts.graded, tokens, compute, checkpointed)
+        return _moments(kept, (rollouts.work, *scores, rating_bytes, *backward))
+
+    def critic_moments(checkpointed: bool) -> Moments:
+        backward = backward_work(f, whole, tokens, compute, checkpointed)
+        return _moments(graph(f, (whole,), tokens, compute, checkpointed), (backward,), before=rollouts.work)
+
+    updates = (
+        _update("generator", settings.generator_every, generator_work, generator_moments),
+        _update("fake_score", 1, critic_work, critic_moments),
+    )
+    return Workload(tuple(parts), updates, settings.batch, (*ASSUMED, *_left_out(settings)))
+
+
+def _left_out(settings: DmdSettings) -> list[str]:
+    """What a plan of the DMD stages does not count."""
+    left = ["Every clip has a text of its own to encode: on the GPU where sharded, on the CPU where replicated."]
+    if isinstance(settings, ReDmdSettings):
+        left.append("The reward is the decoding of its clip in float32; the network that rates it comes on top.")
+    if settings.longest_frames is not None:
+        left.append("Decoding and encoding the first scored frame of longer rollouts comes on top.")
+    if settings.kv_grad != "none":
+        left.append("Of the gradient through the cache, the graph of the cache itself comes on top.")
+    return left
+
+
+def _ode_regression(settings: OdeRegressionSettings) -> Workload:
+    """What `OdeRegressionStage` does: one forward through the block-causal mask, and its backward."""
+    compute = bytes_per_number(settings.train)
+    frames, rows, columns = _pairs_clip(settings.pairs)
+    network = meta_transformer(settings.init)
+    shape = Shape.of(network, (rows, columns))
+    encoder, tokens, encoding = _text(settings.text)
+    seen = patterned(block_causal(frames, settings.chunk_frames, settings.window_frames))
+    work = (
+        Work("text encoder", encoding),
+        Work("generator, text", text_flops(shape, tokens), grad=True),
+        Work("generator", forward_flops(shape, seen, tokens), grad=True, recomputed=True),
+    )
+
+    def moments(checkpointed: bool) -> Moments:
+        backward = backward_work(shape, seen, tokens, compute, checkpointed)
+        return _moments(graph(shape, (seen,), tokens, compute, checkpointed), (backward,))
+
+    parts = (_part("generator", settings.init, network, settings.train), encoder)
+    clip = f"A pair is {frames} latent frames of {rows} x {columns}. Validation comes on top."
+    return Workload(parts, (_update("generator", 1, work, moments),), settings.batch, (*ASSUMED, clip))
+
+
+ASSUMED = (
+    "Replicated is the trainer as it is: data parallel, float32 weights on every GPU, all activations kept.",
+    "Sharded is FSDP: weights, gradients, optimizer state and averages divided by the GPUs, two blocks gathered at a "
+    "time, frozen networks in the compute dtype. Checkpointed computes every block again in the backward.",
+    "Attention is a fused kernel that stores no scores. Fragmentation and communication buffers come on top.",
+    "The hours count operations at the given rate; loading, saving and samples come on top.",
+)
+
+
+def bytes_per_number(train: TrainSettings) -> int:
+    """Bytes of a number in the compute dtype."""
+    return 2 if train.precision == "bf16" else WIDE
+
+
+def _update(role: str, every: int, work: tuple[Work, ...], moments: Callable[[bool], Moments]) -> Update:
+    """An update without the work that it has none of."""
+    some = tuple(item for item in work if item.forwards * item.flops > 0)
+    return Update(role, every, some, moments(False), moments(True))
+
+
+def _moments(graph: int, during: Sequence[int], before: int = 0) -> Moments:
+    """A graph that is alive in the moments `during`, and one moment before it exists."""
+    return Moments(graph, max(before, graph + max(during)))
+
+
+def _part(role: str, source: Path, network: WanDiT, train: TrainSettings | None) -> Part:
+    """A transformer as part of a run; frozen without `train`. Raises ValueError for a role without an optimizer."""
+    parameters = {name: p.numel() for name, p in network.named_parameters()}
+    total, block = sum(parameters.values()), sum(p.numel() for p in network.blocks[0].parameters())
+    if train is None:
+        return Part(role, str(source), total, block)
+    if role not in train.optimizers:
+        raise ValueError(f"train.optimizers has no entry for role '{role}': {unknown('role', role, train.optimizers)}")
+    hidden = hidden_matrices(network, EDGES)
+    state = optimizer_bytes(train.optimizers[role], parameters, hidden)
+    return Part(role, str(source), total, block, trained=True, state=state, averaged=role in train.ema)
+
+
+def optimizer_bytes(settings: AdamWSettings | MuonSettings, parameters: Mapping[str, int], hidden: list[str]) -> int:
+    """Bytes of an optimizer's state: two float32 moments per parameter, but one for those of Muon.
+
+    parameters: name -> numbers. hidden: names for Muon, as `hidden_matrices` gives them.
+    """
+    by_muon = sum(parameters[name] for name in hidden) if isinstance(settings, MuonSettings) else 0
+    return WIDE * (2 * sum(parameters.values()) - by_muon)
+
+
+def _text(folder: Path) -> tuple[Part, int, int]:
+    """The text encoder as part of a run, its tokens per prompt, and the operations of one prompt.
+
+    UMT5: 2 L N (4 E A + 3 E f) + 4 N L^2 A, for attention of width A and a gated feed-forward of width f.
+    """
+    encoder, tokens = meta_text_encoder(folder)
+    config = encoder.config
+    assert isinstance(config, UMT5Config)
+    inner = config.num_heads * config.d_kv
+    products = 2 * tokens * config.d_model * (4 * inner + 3 * config.d_ff)
+    flops = config.num_layers * (products + 4 * tokens**2 * inner)
+    parameters = [p.numel() for p in encoder.parameters()]
+    block = sum(p.numel() for p in encoder.encoder.block[0].parameters())
+    return Part("text_encoder", str(folder), sum(parameters), block), tokens, flops
+
+
+def _decoding(folder: Path, frames: int, size: tuple[int, int]) -> tuple[Part, int, int]:
+    """The VAE as part of a run, and the operations and bytes of decoding a clip in float32: counted on meta tensors."""
+    vae = meta_vae(folder)
+    latents = torch.empty(1, frames, vae.config["z_dim"], *size, device="meta")
+    with FlopCounterMode(display=False) as counter, LiveBytes() as live:
+        StreamingVAE(vae).decode(latents)
+    parameters = sum(p.numel() for p in vae.parameters())
+    return Part("vae", str(folder), parameters), counter.get_total_flops(), live.peak
+
+
+def _pairs_clip(folder: Path) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a store of ODE pairs; those of the published pairs where there is no store."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return PUBLISHED_CLIP
+    frames, _, rows, columns = json.loads(path.read_text(encoding="utf-8"))["latent_shape"]
+    return frames, rows, columns

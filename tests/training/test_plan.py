@@ -1,0 +1,467 @@
+"""A plan's formulas against what torch counts, the published sizes, and the command that prints a plan."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
+
+from reward_forcing.cli.main import main
+from reward_forcing.models import attention, layers
+from reward_forcing.models.attention import Past
+from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.masks import block_causal
+from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.rewards.base import Rater, Reward
+from reward_forcing.rollout import CacheSettings, KVCache, Rollout, SeededNoise, chunkwise
+from reward_forcing.training import load_stage_settings
+from reward_forcing.training.learner import Learner
+from reward_forcing.training.optim import AdamWSettings, MuonSettings, OptimizerSettings, hidden_matrices
+from reward_forcing.training.plan import Cluster, make_plan
+from reward_forcing.training.plan_costs import (
+    Attended,
+    Shape,
+    backward_work,
+    bidirectional,
+    forward_flops,
+    forward_work,
+    graph,
+    patterned,
+    rolled_out,
+    text_flops,
+)
+from reward_forcing.training.plan_memory import LiveBytes
+from reward_forcing.training.plan_networks import meta_text_encoder, meta_transformer
+from reward_forcing.training.plan_sizes import SIZES, refuse_names
+from reward_forcing.training.plan_workload import EDGES, optimizer_bytes
+from reward_forcing.training.re_dmd import ReDmdSettings
+from reward_forcing.training.settings import TrainSettings
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "train" / "wan_1_3b"
+MINI = ROOT / "src" / "reward_forcing" / "assets" / "mini"
+LATENT = (12, 8)
+FRAMES = 6
+TEXT = 8
+PATTERN = block_causal(FRAMES, 3)
+MODEL = {"num_attention_heads": 3, "attention_head_dim": 32, "ffn_dim": 400, "num_layers": 3, "freq_dim": 16}
+
+
+@pytest.fixture(scope="module")
+def network() -> WanDiT:
+    torch.manual_seed(0)
+    network = WanDiT(**MODEL, text_dim=12)
+    torch.nn.init.normal_(network.proj_out.weight)
+    return network
+
+
+def past_of(network: WanDiT, shape: Shape, frames: int, queries: int) -> Past:
+    size = (shape.layers, 1, frames, shape.tokens, shape.heads, network.head_dim)
+    positions = torch.arange(frames), torch.arange(frames, frames + queries)
+    return Past(torch.randn(size), torch.randn(size), *positions)
+
+
+def forward(network: WanDiT, kind: str, text_dim: int = 12) -> tuple[Tensor, Attended]:
+    """A forward of one kind with its text encoded, and what it is to the plan."""
+    shape, options = Shape.of(network, LATENT), {}
+    seen = bidirectional(FRAMES)
+    if kind == "pattern":
+        options, seen = {"pattern": PATTERN}, patterned(PATTERN)
+    elif kind == "past":
+        options, seen = {"past": past_of(network, shape, 6, 3)}, Attended(3, 27, past=6)
+    text = network.encode_text(torch.randn(1, TEXT, text_dim))
+    x, timestep = torch.randn(1, seen.frames, 16, *LATENT), torch.full((1, seen.frames), 500.0)
+    return network(x, timestep, text, **options)[0], seen
+
+
+KINDS = ["bidirectional", "pattern", "past"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_operations_of_a_forward_are_those_that_torch_counts(network: WanDiT, kind: str):
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        _, seen = forward(network, kind)
+    shape = Shape.of(network, LATENT)
+    assert counter.get_total_flops() == forward_flops(shape, seen, TEXT) + text_flops(shape, TEXT)
+
+
+@pytest.mark.parametrize(("name", "tera"), [("wan-1.3b", 282.8), ("wan-14b", 1676.2)])
+def test_operations_at_full_size_are_those_that_torch_counts(name: str, tera: float):
+    shape = Shape.of(meta_transformer(Path(name)), (60, 104))
+    assert shape.tokens == 1560
+    counting = FlopCounterMode(display=False)
+    with FakeTensorMode(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting as counter:
+        fake = WanDiT(**SIZES[name])
+        text = fake.encode_text(torch.empty(1, 512, 4096))
+        of_text = counter.get_total_flops()
+        fake(torch.empty(1, 21, 16, 60, 104), torch.empty(1, 21), text)
+    assert of_text == text_flops(shape, 512)
+    assert counter.get_total_flops() - of_text == forward_flops(shape, bidirectional(21), 512)
+    assert forward_flops(shape, bidirectional(21), 512) / 1e12 == pytest.approx(tera, rel=1e-3)
+
+
+@pytest.mark.parametrize(("checkpointed", "factor"), [(False, 3), (True, 4)])
+def test_a_backward_costs_two_forwards_and_checkpointing_one_more(network: WanDiT, checkpointed: bool, factor: int):
+    shape = Shape.of(network, LATENT)
+    if checkpointed:
+        network.enable_gradient_checkpointing()
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            velocity, seen = forward(network, "bidirectional")
+            velocity.sum().backward()
+    finally:
+        network.disable_gradient_checkpointing()
+        network.zero_grad()
+    expected = factor * forward_flops(shape, seen, TEXT) + 3 * text_flops(shape, TEXT)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("window", "past"), [(9, [0, 3, 6, 6, 6, 6, 6]), (None, [0, 3, 6, 9, 12, 15, 18])], ids=["window 9", "all"]
+)
+def test_a_rollout_sees_what_its_cache_shows(window: int | None, past: list[int]):
+    passes = rolled_out(CacheSettings(window_frames=window), 21)
+    assert [seen.past for seen in passes] == past
+    assert [seen.pairs for seen in passes] == [3 * (frames + 3) for frames in past]
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention by the fused kernel in any dtype, as on a GPU."""
+    return scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value))).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("compute", [4, 2], ids=["fp32", "bf16"])
+def test_bytes_kept_for_the_backward_are_those_that_autograd_saves(
+    network: WanDiT, kind: str, compute: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(layers, "attend", fused)
+    monkeypatch.setattr(attention, "attend", fused)
+    storages: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    held = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+            held.append(storage)
+        return tensor
+
+    mixed = compute == 2
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        _, seen = forward(network, kind)
+    copied = hidden_matrices(network, ("condition_embedder.time_embedder", "condition_embedder.time_proj"))
+    copies = sum(2 * p.numel() for name, p in network.named_parameters() if name in copied) if mixed else 0
+    expected = graph(Shape.of(network, LATENT), [seen], TEXT, compute, checkpointed=False)
+    assert sum(storages.values()) - copies == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("window", [9, None])
+def test_bytes_of_a_rollout_in_training_are_those_that_live(network: WanDiT, checkpointed: bool, window: int | None):
+    shape, settings = Shape.of(network, LATENT), CacheSettings(window_frames=window)
+    batch, frames = 2, 12
+    if checkpointed:
+        network.enable_gradient_checkpointing()
+    try:
+        with LiveBytes() as live:
+            rollout = Rollout(
+                Denoiser(network),
+                chunkwise((1.0, 0.8), grad_from=0),
+                KVCache.empty(settings),
+                SeededNoise(tuple(range(batch))),
+                network.encode_text(torch.randn(batch, TEXT, 12)),
+                (16, *LATENT),
+            )
+            x = torch.cat([next(rollout).latents for _ in range(frames // 3)], dim=1)
+            del rollout
+            kept = live.live
+            live.peak = live.live
+            weights = [p for p in network.parameters() if p.requires_grad]
+            torch.autograd.grad(x.sum(), weights, allow_unused=True)
+            peak = live.peak
+    finally:
+        network.disable_gradient_checkpointing()
+    passes = rolled_out(settings, frames)
+    assert kept == pytest.approx(batch * graph(shape, passes, TEXT, 4, checkpointed), rel=0.15)
+    work = max(backward_work(shape, seen, TEXT, 4, checkpointed) for seen in passes)
+    gradients = sum(4 * p.numel() for p in weights)
+    expected = batch * (graph(shape, passes, TEXT, 4, checkpointed) + work) + gradients
+    assert peak == pytest.approx(expected, rel=0.25)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_of_a_forward_without_gradients_are_those_that_live(network: WanDiT, kind: str):
+    torch.manual_seed(0)
+    with torch.no_grad(), LiveBytes() as live:
+        _, seen = forward(network, kind)
+    given = 2 * 3 * 6 * 24 * 96 * 4 if kind == "past" else 0  # the unrotated past is the cache's
+    rotated = given // 2
+    expected = forward_work(Shape.of(network, LATENT), seen, TEXT, 4)
+    assert live.peak - given - rotated == pytest.approx(expected, rel=0.15)
+
+
+def test_live_bytes_count_each_storage_until_it_is_freed():
+    outside = torch.ones(1000)
+    with LiveBytes() as live:
+        a = outside + 1
+        view = a[:500]
+        b = a + 1
+        assert live.live == 8000
+        del b
+        assert live.live == 4000
+        del a
+        assert live.live == 4000  # the view holds it
+        del view
+        outside.add_(1)
+        assert (live.live, live.peak) == (0, 8000)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [AdamWSettings(lr=1e-4), MuonSettings(lr=1e-2, adam=AdamWSettings(lr=1e-4))],
+    ids=["adamw", "muon"],
+)
+def test_optimizer_bytes_are_those_of_the_optimizer(network: WanDiT, settings: OptimizerSettings):
+    train = TrainSettings(steps=1, optimizers={"generator": settings})
+    learner = Learner("generator", network, train, EDGES)
+    for parameter in learner.parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    learner.step(0, 0.0)
+    learner.clear()
+    states = [state for optimizer in learner.optimizers for state in optimizer.state.values()]
+    held = sum(4 * tensor.numel() for state in states for tensor in state.values() if tensor.ndim > 0)
+    sizes = {name: p.numel() for name, p in network.named_parameters()}
+    assert optimizer_bytes(settings, sizes, hidden_matrices(network, EDGES)) == held
+
+
+def test_the_text_encoder_has_the_published_size():
+    encoder, tokens = meta_text_encoder(Path("wan-2.1"))
+    assert (sum(p.numel() for p in encoder.parameters()), tokens) == (5_680_910_336, 512)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return make_plan(load_stage_settings(CONFIGS / "dmd_64gpu.yaml"), Cluster(tflops=790, mfu=0.45))
+
+
+def test_the_full_size_plan_counts_what_was_counted_by_hand(plan):
+    """The counts of the rollout, the scores and the text, in TFLOP: 81 frames at 832 x 480, window 9, 14B teacher."""
+    work = {work.what: work for cost in plan.costs for work in cost.work}
+    passes = 7 * 157.7 / 7
+    assert work["rollout, last passes, scored"].flops / 1e12 == pytest.approx(passes, rel=2e-3)
+    assert work["critic"].flops / 1e12 == pytest.approx(282.8, rel=2e-3)
+    assert work["teacher"].flops * work["teacher"].forwards / 1e12 == pytest.approx(2 * 1676.2, rel=2e-3)
+    assert work["text encoder"].flops / 1e12 == pytest.approx(4.84, rel=2e-3)
+    last = forward_flops(Shape.of(meta_transformer(Path("wan-1.3b")), (60, 104)), Attended(3, 27, past=6), 512) / 1e12
+    assert last == pytest.approx(24.26, rel=2e-3)
+    critic = plan.costs[1].flops["sharded + checkpointed"] / 64 / 1e12
+    assert critic == pytest.approx(1684 - last, rel=0.01)  # the last chunk's clean pass is never run
+    generator = plan.costs[0].flops["sharded + checkpointed"] / 64 / 1e12
+    assert generator == pytest.approx(4955 - 275 - 15 - last, rel=0.01)  # without a reward
+
+
+def test_hours_are_operations_over_the_rate(plan):
+    assert [cost.updates for cost in plan.costs] == [120, 600]
+    flops = sum(cost.updates * cost.flops["sharded"] for cost in plan.costs)
+    assert plan.hours["sharded"] == pytest.approx(flops / (64 * 790e12 * 0.45) / 3600)
+    assert plan.step_flops["sharded"] == pytest.approx(flops / 600)
+    assert 1.0 < plan.hours["sharded + checkpointed"] < 1.4
+
+
+def test_memory_at_full_size_is_what_its_parts_weigh(plan):
+    memory = {row.what: row.bytes for row in plan.memory}
+    student, teacher, layout = 1_418_996_800, 14_288_491_584, "sharded + checkpointed"
+    assert memory["generator: weights"] == {"replicated": 4 * student} | dict.fromkeys(
+        ("sharded", layout), math.ceil(4 * student / 64)
+    )
+    assert memory["generator: optimizer"]["replicated"] == 8 * student
+    assert "fake_score: average" not in memory
+    assert memory["generator: average"]["replicated"] == 4 * student
+    assert memory["real_score: weights, frozen"]["replicated"] == 4 * teacher
+    assert memory["real_score: weights, frozen"][layout] == math.ceil(2 * teacher / 64)
+    updates = [peak.graph[layout] + peak.beside[layout] for peak in plan.peaks]
+    assert plan.total[layout] == sum(row.bytes[layout] for row in plan.memory) + max(updates)
+    assert plan.total[layout] < 80e9 < plan.total["sharded"] < plan.total["replicated"]
+
+
+@pytest.mark.parametrize("gpus", [64, 8, 1])
+def test_the_published_run_has_a_configuration_for_every_number_of_gpus(plan, gpus: int):
+    settings = load_stage_settings(CONFIGS / f"dmd_{gpus}gpu.yaml")
+    fewer = make_plan(settings, Cluster(tflops=790, mfu=0.45))
+    assert (fewer.gpus, fewer.clips, fewer.batch) == (gpus, 1, 64)
+    assert fewer.step_flops == plan.step_flops
+    assert fewer.hours["sharded"] == pytest.approx(plan.hours["sharded"] * 64 / gpus)
+    first = load_stage_settings(CONFIGS / "dmd_64gpu.yaml").model_dump()
+    changed = settings.model_dump()
+    changed["train"]["accumulate"] = 1
+    assert changed == first
+
+
+def test_more_clips_at_a_time_take_as_many_times_the_activations(plan):
+    settings = load_stage_settings(CONFIGS / "dmd_64gpu.yaml")
+    double = make_plan(settings, Cluster(gpus=32))
+    assert double.clips == 2
+    for one, two in zip(plan.peaks, double.peaks, strict=True):
+        assert two.graph["sharded"] == 2 * one.graph["sharded"]
+        assert two.beside["sharded"] == 2 * one.beside["sharded"]
+    assert double.memory[0].bytes["replicated"] == plan.memory[0].bytes["replicated"]
+
+
+def test_ode_regression_has_a_plan():
+    plan = make_plan(load_stage_settings(CONFIGS / "ode_regression.yaml"), Cluster(gpus=8))
+    assert [network.role for network in plan.networks] == ["generator", "text_encoder"]
+    (cost,) = plan.costs
+    work = {work.what: work for work in cost.work}
+    assert work["generator"].flops < 282.8e12  # fewer pairs of frames than a bidirectional forward
+    assert (plan.gpus, plan.accumulate, plan.clips) == (8, 8, 1)
+
+
+def test_ode_regression_takes_the_size_of_its_pairs_from_their_store(tmp_path: Path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"latent_shape": [6, 16, 12, 8]}))
+    settings = load_stage_settings(CONFIGS / "ode_regression.yaml", [f"pairs={tmp_path}"])
+    work = {work.what: work for work in make_plan(settings, Cluster()).costs[0].work}
+    shape = Shape.of(meta_transformer(Path("wan-1.3b")), (12, 8))
+    assert work["generator"].flops == forward_flops(shape, patterned(PATTERN), 512)
+
+
+def test_the_name_mini_is_the_bundled_transformer():
+    config = json.loads((MINI / "transformer" / "config.json").read_text())
+    assert {key: config[key] for key in SIZES["mini"]} == SIZES["mini"]
+
+
+class Still(Reward):
+    """A reward of some kind; a plan only asks whether there is one."""
+
+    def load(self, device: torch.device) -> Rater:
+        raise AssertionError("a plan loads nothing")
+
+
+def test_a_reward_costs_the_decoding_of_its_clip(plan):
+    values = load_stage_settings(CONFIGS / "dmd_64gpu.yaml").model_dump()
+    settings = ReDmdSettings.model_validate(values | {"stage": "re_dmd", "reward": Still()})
+    rewarded = make_plan(settings, Cluster(tflops=790, mfu=0.45))
+    more = rewarded.costs[0].flops["sharded"] - plan.costs[0].flops["sharded"]
+    assert more / 64 / 1e12 == pytest.approx(275.35, rel=1e-3)
+    assert rewarded.costs[1] == plan.costs[1]
+    assert [part.role for part in rewarded.networks][-1] == "vae"
+
+
+def test_longer_rollouts_cost_their_mean_and_keep_the_graph_of_what_is_scored(plan):
+    settings = load_stage_settings(CONFIGS / "dmd_64gpu.yaml", ["longest_frames=27"])
+    longer = make_plan(settings, Cluster(tflops=790, mfu=0.45))
+    short, long = ({work.what: work for work in p.costs[0].work} for p in (plan, longer))
+    # lengths 21, 24 and 27: two chunks more at most, each behind a full window
+    chunk = forward_flops(Shape.of(meta_transformer(Path("wan-1.3b")), (60, 104)), Attended(3, 27, past=6), 512)
+    every, clean = "rollout, passes before the last", "rollout, clean passes"
+    assert long[every].flops - short[every].flops == pytest.approx(chunk)
+    assert long[clean].flops - short[clean].flops == pytest.approx(chunk)
+    assert "rollout, last passes, not scored" not in short
+    assert long["rollout, last passes, scored"].flops > short["rollout, last passes, scored"].flops
+    # the scored chunks of a long rollout all see a full window; the first of a short one do not
+    assert longer.peaks[0].graph["sharded"] > plan.peaks[0].graph["sharded"]
+
+
+def test_gradients_through_the_clean_passes_are_counted(plan):
+    settings = load_stage_settings(CONFIGS / "dmd_64gpu.yaml", ["kv_grad=clean"])
+    clean = next(work for work in make_plan(settings, Cluster()).costs[0].work if work.what == "rollout, clean passes")
+    assert clean.total(checkpointed=True) == 4 * clean.flops
+
+
+SMALL = {
+    "stage": "dmd",
+    "generator": "mini",
+    "real_score": str(MINI / "transformer"),
+    "text": str(MINI),
+    "vae": str(MINI / "vae"),
+    "batch": 8,
+    "train": {
+        "steps": 600,
+        "optimizers": {role: {"kind": "adamw", "lr": 1e-4} for role in ("generator", "fake_score")},
+    },
+}
+CONFIG = "CONFIG"  # stands for the path of a file that holds SMALL
+
+
+def mini(*changes: str) -> list[str]:
+    return ["train", CONFIG, *changes, "--dry-run"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Runs a command; returns its exit code, stdout and stderr."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+
+    def command(words: list[str]) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(path) if word == CONFIG else word for word in words])
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return command
+
+
+def test_the_command_prints_the_plan_of_a_folder_or_a_name(run):
+    code, out, _ = run([*mini(), "--gpus", "2"])
+    assert code == 0
+    for expected in ("8 on 2 GPUs (2 x 1 accumulated x 4 at a time)", "rollout, clean passes", "hours", "FSDP"):
+        assert expected in out
+    parameters = sum(p.numel() for p in meta_transformer(Path("mini")).parameters())
+    assert out.count(f"{parameters / 1e9:.3f} G") >= 3
+
+
+def test_the_command_prints_json_that_says_the_same(run):
+    code, out, _ = run([*mini("train.steps=10"), "--json", "--tflops", "100", "--mfu", "0.5"])
+    plan = json.loads(out)
+    assert code == 0
+    assert (plan["stage"], plan["steps"], plan["gpus"], plan["clips"]) == ("dmd", 10, 8, 1)
+    assert (plan["tflops"], plan["mfu"]) == (100, 0.5)
+    assert plan["hours"]["replicated"] == pytest.approx(plan["step_flops"]["replicated"] * 10 / (8 * 50e12) / 3600)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (mini("generator=runs/none"), "dry run needs that file or one of: wan-1.3b, wan-14b, mini"),
+        (mini("text=runs/none"), "dry run needs them or 'wan-2.1'"),
+        ([*mini(), "--gpus", "3"], "does not divide into 3 GPUs"),
+        ([*mini(), "--gpus", "0"], "gpus must be at least 1"),
+        ([*mini(), "--mfu", "2"], "mfu"),
+        ([*mini(), "--tflops", "0"], "tflops"),
+        (mini("latent_size=[7, 8]"), "does not divide into patches"),
+        (mini("train.optimizers={generator: {kind: adamw, lr: 0.1}}"), "no entry for role 'fake_score'"),
+        ([*mini()[:-1], "--gpus", "2"], "belong to --dry-run"),
+        (mini()[:-1], "generator: no weights at 'mini'"),
+    ],
+)
+def test_the_command_refuses_in_one_line(words: list[str], message: str, run):
+    code, out, error = run(words)
+    assert (code, out) == (2, "")
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_stage_without_a_plan_says_which_have_one(tmp_path: Path, run):
+    config = tmp_path / "text.yaml"
+    config.write_text(yaml.safe_dump({"stage": "text_encoder", "train": SMALL["train"]}))
+    code, _, error = run(["train", str(config), "--dry-run"])
+    assert code == 2
+    assert "dmd, re_dmd and ode_regression, not 'text_encoder'" in error
+
+
+def test_names_of_sizes_are_no_folders_of_a_real_run():
+    settings = load_stage_settings(CONFIGS / "dmd_1gpu.yaml")
+    with pytest.raises(ValueError, match=r"generator: no weights at 'wan-1.3b'.*generator=\.\.\."):
+        refuse_names(settings)
+    folders = {key: Path("somewhere") for key in ("generator", "real_score", "fake_score", "text", "vae")}
+    refuse_names(settings.model_copy(update=folders))
