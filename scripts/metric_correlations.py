@@ -6,7 +6,7 @@ so that the same command goes on where it was stopped, and then correlations.jso
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,17 +97,22 @@ def recolourings(scene: Scene) -> Iterator[tuple[str, str, Scene]]:
         yield "background recoloured", "background_constancy", replace(scene, background=other)
 
 
-def examine(index: int, frames: int, size: int) -> dict[str, Any]:
-    """All that is kept of held-out clip `index`: its scene's kind, truths with metrics, and metrics under defects."""
+def examine(index: int, frames: int, size: int, only: Sequence[str] = ()) -> dict[str, Any]:
+    """All that is kept of held-out clip `index`: its scene's kind, truths with metrics, and metrics under defects.
+
+    only: the metrics that are looked at; all without any.
+    """
     scene, rhythm = world_scene(index, "held_out"), Rhythm(fps=FPS)
     clean = render(scene, frames, size)
-    plain = {name: m.score for name, m in measure(clean, {t.metric for t in TRUTHS if ":" not in t.metric}).items()}
+    wanted = {t.metric for t in TRUTHS if ":" not in t.metric and _is_wanted(t.metric, only)}
+    plain = {name: m.score for name, m in measure(clean, wanted).items()}
     plain["detector: count"] = see(clean).count
-    truths = [[t.of(scene, frames), plain[t.metric]] if t.holds(scene) else None for t in TRUTHS]
+    truths = [[t.of(scene, frames), plain[t.metric]] if t.holds(scene) and t.metric in plain else None for t in TRUTHS]
     defects: list[dict[str, Any]] = []
 
     def add(name: str, metrics: dict[str, int], levels: tuple[float, ...], clips: list[Pixels]) -> None:
-        measured = [measure(frames, metrics, rhythm) for frames in clips]
+        metrics = {metric: sign for metric, sign in metrics.items() if _is_wanted(metric, only)}
+        measured = [measure(frames, metrics, rhythm) for frames in clips] if metrics else []
         for metric, sign in metrics.items():
             scores = [one[metric].score for one in measured]
             defects.append({"defect": name, "metric": metric, "sign": sign, "levels": levels, "scores": scores})
@@ -115,10 +120,15 @@ def examine(index: int, frames: int, size: int) -> dict[str, Any]:
     for defect in DEFECTS.values():
         signs = dict.fromkeys(defect.raises, 1) | dict.fromkeys(defect.lowers, -1)
         add(defect.name, signs, defect.levels, [defect.apply(clean, level) for level in defect.levels])
+    add("standstill", {"flow_moves": -1}, (0, 1), [clean, DEFECTS["freeze"].apply(clean, 1)])
     for name, metric, other in recolourings(scene):
         change = np.linspace(0, 1, frames)[:, None, None, None] * (render(other, frames, size).astype(float) - clean)
         add(name, {metric: -1}, RECOLOURED, [(clean + level * change).round().astype(np.uint8) for level in RECOLOURED])
     return {"index": index, "frames": frames, "size": size, "kind": scene.kind, "truths": truths, "defects": defects}
+
+
+def _is_wanted(metric: str, only: Sequence[str]) -> bool:
+    return not only or metric in only
 
 
 def truth_rows(clips: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,7 +136,9 @@ def truth_rows(clips: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for number, truth in enumerate(TRUTHS):
         pairs = [c["truths"][number] for c in clips if c["truths"][number] is not None]
-        over = spearman(*zip(*pairs, strict=True)) if len(pairs) > 1 else float("nan")
+        if len(pairs) < 2:
+            continue
+        over = spearman(*zip(*pairs, strict=True))
         rows.append({"metric": truth.metric, "follows": truth.name, "sign": 1, "clips": len(pairs), "over_clips": over})
     return rows
 
@@ -173,6 +185,7 @@ def main(
     clips: Annotated[int, typer.Option(min=2, help="Held-out clips of the world.")] = 300,
     frames: Annotated[int, typer.Option(min=27, help="Frames of each clip; 81 are 5 seconds.")] = 81,
     size: Annotated[int, typer.Option(min=16, help="Height and width in pixels.")] = 64,
+    only: Annotated[list[str] | None, typer.Option(help="A metric to look at. Repeatable. [default: all]")] = None,
 ) -> None:
     """Spearman correlations of the weight-free metrics with defects and truths of the procedural world."""
     out.mkdir(parents=True, exist_ok=True)
@@ -184,7 +197,7 @@ def main(
     with store.open("a") as file:
         for index in range(clips):
             if index not in known:
-                known[index] = examine(index, frames, size)
+                known[index] = examine(index, frames, size, only or ())
                 file.write(json.dumps(known[index]) + "\n")
                 file.flush()
     rows = truth_rows(wanted := [known[index] for index in range(clips)]) + defect_rows(wanted)

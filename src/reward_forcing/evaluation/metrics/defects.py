@@ -127,7 +127,7 @@ _ALL = (
         add_flicker,
         (0, 2, 4, 8, 16),
         "levels",
-        raises=("flicker", "frame_difference", "neighbour_mean_error"),
+        raises=("flicker", "frame_difference", "neighbour_mean_error", "extrapolation_error"),
     ),
     Defect(
         "jitter",
