@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = ("--teacher", str(runs / "3_teacher/final/transformer"), "--text", str(runs / "2_text_encoder/final"))
     rforce(folder, "data", "ode-pairs", *parts, "--out", str(runs / "ode_pairs"), "--latent-shape", "6,8,4,4",
            "--count", "8", "--steps", "8", "--shard-size", "4")  # fmt: skip
-    for name in ("4_ode", "5_causal", "6_dmd"):
+    for name in ("4_ode", "5_causal", "6_dmd", "7_re_dmd"):
         train(name)
     return folder
 
@@ -61,6 +61,7 @@ def test_every_stage_learns_something_finite(trained: Path) -> None:
     for name, key in (
         ("1_vae", "vae/loss"), ("2_text_encoder", "text_encoder/loss"), ("3_teacher", "transformer/loss"),
         ("4_ode", "generator/loss"), ("5_causal", "transformer/loss"), ("6_dmd", "generator/loss"),
+        ("7_re_dmd", "generator/loss"), ("7_re_dmd", "generator/reward"), ("7_re_dmd", "validation/reward/text"),
     ):  # fmt: skip
         values = losses(runs / name, key)
         assert values, f"{name} logged no {key}"
