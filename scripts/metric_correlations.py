@@ -124,7 +124,8 @@ def examine(index: int, frames: int, size: int, only: Sequence[str] = ()) -> dic
     for name, metric, other in recolourings(scene):
         change = np.linspace(0, 1, frames)[:, None, None, None] * (render(other, frames, size).astype(float) - clean)
         add(name, {metric: -1}, RECOLOURED, [(clean + level * change).round().astype(np.uint8) for level in RECOLOURED])
-    return {"index": index, "frames": frames, "size": size, "kind": scene.kind, "truths": truths, "defects": defects}
+    how = {"frames": frames, "size": size, "only": sorted(only)}
+    return {"index": index, **how, "kind": scene.kind, "truths": truths, "defects": defects}
 
 
 def _is_wanted(metric: str, only: Sequence[str]) -> bool:
@@ -191,8 +192,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     store = out / "clips.jsonl"
     done = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
-    if any((c["frames"], c["size"]) != (frames, size) for c in done):
-        raise typer.BadParameter(f"{store} holds clips of other frames or size; choose another --out")
+    if any((c["frames"], c["size"], c.get("only", [])) != (frames, size, sorted(only or ())) for c in done):
+        raise typer.BadParameter(f"{store} holds clips of other frames, size or metrics; choose another --out")
     known = {c["index"]: c for c in done}
     with store.open("a") as file:
         for index in range(clips):

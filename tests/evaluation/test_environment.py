@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reward_forcing.evaluation.environment import commit, files_hash, machine, versions
+from reward_forcing.checkpoints.files import files_hash
+from reward_forcing.evaluation.environment import commit, machine, versions
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 Every reader in this package starts here, so that a path means the same to loading, inspecting and converting.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from reward_forcing.checkpoints.diffusers import infer_config, read_config
-from reward_forcing.checkpoints.files import LazyTensor, find_weights, read_content
+from reward_forcing.checkpoints.files import LazyTensor, files_hash, find_weights, read_content
 from reward_forcing.checkpoints.forcing import DEFAULT_ROLE, is_lora, lora_deltas, roles_of, stored_config
 from reward_forcing.checkpoints.wan import wan_to_diffusers
 from reward_forcing.config import unknown
@@ -123,14 +122,8 @@ def inspect(path: str | Path, *, heads: int | None = None, hashes: bool = True) 
         config=config,
         config_problem=problem,
         lora_rank=rank,
-        sha256={file.name: sha256_of(file) for file in checkpoint.files} if hashes else {},
+        sha256={file.name: files_hash([file]) for file in checkpoint.files} if hashes else {},
     )
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal, read in pieces."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _transformer(

@@ -4,9 +4,10 @@ The format is told by content, never by suffix, and nothing here can run code fr
 out as they stand in the file.
 """
 
+import hashlib
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,13 @@ def _only(folder: Path, found: list[Path]) -> Path:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def files_hash(files: Iterable[Path]) -> str:
+    """SHA-256 over the bytes of files, one after the other in the given order, in hexadecimal."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()

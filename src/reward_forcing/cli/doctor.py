@@ -86,13 +86,12 @@ def encoders() -> list[str]:
 
 def bundled_models(speed: bool) -> dict[str, dict[str, Any]]:
     """Name -> folder, weights' SHA-256 and, if `speed`, the timing of each bundled model."""
-    from reward_forcing.checkpoints.detect import sha256_of
-    from reward_forcing.checkpoints.files import find_weights
+    from reward_forcing.checkpoints.files import files_hash, find_weights
     from reward_forcing.checkpoints.hub import bundled
 
     found = {}
     for name, folder in bundled().items():
-        hashes = {file.name: sha256_of(file) for file in find_weights(folder)}
+        hashes = {file.name: files_hash([file]) for file in find_weights(folder)}
         found[name] = {"folder": str(folder), "sha256": hashes, "speed": time_model(name) if speed else None}
     return found
 

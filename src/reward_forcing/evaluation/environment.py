@@ -1,12 +1,10 @@
-"""What an evaluation ran on: the package's commit, the versions of its libraries, the machine, hashes of weights."""
+"""What an evaluation ran on: the package's commit, the versions of its libraries, the machine."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -72,13 +70,3 @@ def _processor() -> str:
             if name.strip() == "model name" and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-def files_hash(files: Iterable[Path]) -> str:
-    """SHA-256 over the bytes of files, one after the other in the given order, in hexadecimal."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()

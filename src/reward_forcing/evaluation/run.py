@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from reward_forcing.checkpoints.files import find_weights
+from reward_forcing.checkpoints.files import files_hash, find_weights
 from reward_forcing.config import Settings
 from reward_forcing.evaluation import environment
 from reward_forcing.evaluation.clip_scores import measure_clip
@@ -156,10 +156,10 @@ def _recipe(suite: Suite, model: ModelFolder | None, seed: int, batch: int) -> R
         prompts=suite.prompts_hash(),
         seed=seed,
         batch=batch,
-        weights=environment.files_hash(find_weights(model.transformer)) if model else None,
-        parts={p: environment.files_hash(find_weights(model.path / p)) for p in HASHED_PARTS} if model else {},
+        weights=files_hash(find_weights(model.transformer)) if model else None,
+        parts={p: files_hash(find_weights(model.path / p)) for p in HASHED_PARTS} if model else {},
         streaming=model.settings.model_dump(mode="json", exclude={"hint"}) if model else {},
-        videos=environment.files_hash(videos) if videos else None,
+        videos=files_hash(videos) if videos else None,
         quick=suite.is_quick,
     )
 

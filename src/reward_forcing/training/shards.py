@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +12,7 @@ from pydantic import PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reward_forcing.checkpoints.files import files_hash
 from reward_forcing.config import Settings
 
 MANIFEST = "manifest.json"
@@ -42,12 +42,7 @@ def weights_hash(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no .safetensors weights in '{folder}'")
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
+    return files_hash(files)
 
 
 def write_shards(
