@@ -189,7 +189,7 @@ def _nouns(scene: Scene, chance: _Chance, says: dict[str, str]) -> str:
 def _verb(scene: Scene, chance: _Chance, says: dict[str, str]) -> tuple[str, str]:
     present, gerund = VERBS[scene.kind][int(chance.rng.integers(len(VERBS[scene.kind])))]
     must_say = scene.kind in ("slide", "climb")  # 'moves' alone would name neither
-    if not scene.direction or not (must_say or chance.says(0.8)):
+    if not scene.direction or not (must_say or chance.says(0.9)):
         return present, gerund
     says["direction"] = scene.direction
     wording = chance.pick(DIRECTIONS[scene.kind, scene.direction])

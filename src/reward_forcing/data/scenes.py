@@ -32,6 +32,9 @@ FLOOR_TOP = 0.78
 SHAPES = ("ball", "square", "triangle")
 SIZES = {"small": 0.14, "medium": 0.18, "big": 0.23}
 SPEEDS = {"slow": 0.62, "normal": 1.0, "fast": 1.5}
+ORBIT_PERIOD, SWING_PERIOD, SPIN_PERIOD = 4.6, 4.0, 6.0  # seconds, at normal speed
+SIZE_SCALE = {"orbit": 0.9, "swing": 0.9, "spin": 1.4}
+"""Kinds that draw an object smaller or larger than SIZES says; what turns in place needs room for its corners."""
 ROD: Colour = (70, 66, 64)
 SUN: Colour = (252, 226, 70)
 MOON: Colour = (240, 240, 232)
@@ -86,7 +89,8 @@ class Kind:
 
 
 def _sprite(scene: Scene, x: Array, y: Array, scale: Array | float = 1.0, angle: Array | float = 0.0) -> Sprite:
-    radius = np.broadcast_to(np.asarray(SIZES[scene.size] * scale, np.float32), x.shape)
+    size = SIZES[scene.size] * SIZE_SCALE.get(scene.kind, 1.0)
+    radius = np.broadcast_to(np.asarray(size * scale, np.float32), x.shape)
     turned = np.broadcast_to(np.asarray(angle, np.float32), x.shape)
     return Sprite(scene.shape, OBJECT_COLOURS[scene.colour], x, np.broadcast_to(y, x.shape), radius, turned)
 
@@ -136,18 +140,18 @@ def _turns(scene: Scene, t: Array, period: float) -> Array:
 
 
 def _orbit(scene: Scene, t: Array) -> list[Sprite]:
-    angle = _turns(scene, t, period=4.6)
-    return [_sprite(scene, 0.5 + 0.26 * np.cos(angle), 0.5 + 0.26 * np.sin(angle), scale=0.9)]
+    angle = _turns(scene, t, ORBIT_PERIOD)
+    return [_sprite(scene, 0.5 + 0.26 * np.cos(angle), 0.5 + 0.26 * np.sin(angle))]
 
 
 def _swing(scene: Scene, t: Array) -> list[Sprite]:
     speed = SPEEDS[scene.speed]
     amplitude = 0.62 if speed <= 1 else 0.48
-    angle = amplitude * np.sin(2 * np.pi * (t * speed**0.8 / 3.2 + scene.phase))
+    angle = amplitude * np.sin(2 * np.pi * (t * speed**0.8 / SWING_PERIOD + scene.phase))
     length = 0.58
     x, y = 0.5 + length * np.sin(angle), 0.06 + length * np.cos(angle)
     rod = Sprite("rod", ROD, np.full_like(t, 0.5), np.full_like(t, 0.06), np.full_like(t, length), -angle)
-    return [rod, _sprite(scene, x.astype(np.float32), y.astype(np.float32), scale=0.9)]
+    return [rod, _sprite(scene, x.astype(np.float32), y.astype(np.float32))]
 
 
 def _pulse(scene: Scene, t: Array) -> list[Sprite]:
@@ -156,7 +160,9 @@ def _pulse(scene: Scene, t: Array) -> list[Sprite]:
 
 
 def _spin(scene: Scene, t: Array) -> list[Sprite]:
-    return [_sprite(scene, np.full_like(t, scene.x), np.full_like(t, scene.y), 1.2, _turns(scene, t, period=5.0))]
+    """Near the middle of the frame, where even a big object's corners stay inside."""
+    x, y = 0.4 + 0.2 * scene.x, 0.4 + 0.2 * scene.y
+    return [_sprite(scene, np.full_like(t, x), np.full_like(t, y), angle=_turns(scene, t, SPIN_PERIOD))]
 
 
 def _reflected(u: Array, low: float, high: float) -> Array:

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reward_forcing.data.scenes import FPS, MOON, SIZES, SPEEDS, SUN
+from reward_forcing.data.scenes import (
+    FPS,
+    MOON,
+    ORBIT_PERIOD,
+    SIZE_SCALE,
+    SIZES,
+    SPEEDS,
+    SPIN_PERIOD,
+    SUN,
+    SWING_PERIOD,
+)
 from reward_forcing.evaluation.world_regions import Array, Pixels, Region, radius_of
 
 LEAST_FRAMES = 10
@@ -21,8 +31,6 @@ STRAYS = 0.06
 """Residual from which on no speed is told."""
 SPEEDS_SOUGHT = (0.3, 2.6)
 """Least and greatest speed that is looked for, in normal speeds."""
-SIZE_SCALE = {"orbit": 0.9, "swing": 0.9, "spin": 1.2}
-"""Radius of an object in its size's radii, by kind of motion, where the world draws it smaller or larger."""
 LOWERED = 0.16
 """How far below its place the world draws a triangle, in radii."""
 PIVOT = (0.5, 0.06)
@@ -158,7 +166,7 @@ def _bounce(track: Track) -> Fit:
 
 def _swing(track: Track) -> Fit:
     dx, dy = track.x - PIVOT[0], track.y - PIVOT[1]
-    found = _wave_fit(np.arctan2(dx, dy), track.t, _sine, lambda speed: speed**0.8 / 3.2)
+    found = _wave_fit(np.arctan2(dx, dy), track.t, _sine, lambda speed: speed**0.8 / SWING_PERIOD)
     length = np.hypot(dx, dy)
     return Fit(found.speed, float(np.hypot(found.residual * length.mean(), length.std())))
 
@@ -197,7 +205,7 @@ def _orbit(track: Track) -> Fit:
     centre = track.x + 1j * track.y
 
     def cost(points: Array) -> Array:
-        return _affine_error(np.exp(2j * np.pi * points * track.t / 4.6), centre)
+        return _affine_error(np.exp(2j * np.pi * points * track.t / ORBIT_PERIOD), centre)
 
     best = _search(cost, ((-SPEEDS_SOUGHT[1], SPEEDS_SOUGHT[1], 120),))
     return Fit(abs(float(best[0])), float(np.sqrt(cost(best[None])[0])))
@@ -207,7 +215,7 @@ def _spin(track: Track) -> Fit:
     turn = 2j * np.pi * track.corners
 
     def deviations(points: Array) -> Array:
-        turned = np.exp(1j * track.corners * track.angle - turn * points * track.t / 5.0)
+        turned = np.exp(1j * track.corners * track.angle - turn * points * track.t / SPIN_PERIOD)
         return np.angle(turned * np.conj(turned.mean(axis=1, keepdims=True))) / track.corners
 
     def cost(points: Array) -> Array:
