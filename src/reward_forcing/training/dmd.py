@@ -116,9 +116,9 @@ class DmdStage(Stage[DmdSettingsT]):
         self.sigmas = warp_denoising_steps(settings.denoising_steps, settings.shift)
         self.source = FilePrompts(settings.prompts, settings.validation_prompts) if settings.prompts else WorldPrompts()
         self.prompts = PromptEncoder(settings.text, device)
-        self.generator = load_transformer(settings.generator, device)
-        self.real_score = load_transformer(settings.real_score, device).requires_grad_(False)
-        self.fake_score = load_transformer(settings.fake_score or settings.real_score, device)
+        self.generator = load_transformer(settings.generator, device, settings.train.compile)
+        self.real_score = load_transformer(settings.real_score, device, settings.train.compile).requires_grad_(False)
+        self.fake_score = load_transformer(settings.fake_score or settings.real_score, device, settings.train.compile)
         self.shape = (self.generator.config["in_channels"], *settings.latent_size)
 
     def networks(self) -> dict[str, nn.Module]:

@@ -22,7 +22,7 @@ from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import teacher_forcing
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.training.latents import JoinedLatents, WorldLatents
-from reward_forcing.training.networks import load_transformer, load_vae
+from reward_forcing.training.networks import load_transformer, load_vae, prepared
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
 from reward_forcing.training.sampling import ode_trajectory
@@ -142,10 +142,10 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         self.prompts = PromptEncoder(settings.text, device)
         torch.manual_seed(seed)
         if settings.init is not None:
-            self.network = load_transformer(settings.init, device)
+            self.network = load_transformer(settings.init, device, settings.train.compile)
         else:
             fresh = settings.model.build(self.data.shape[1], self.prompts.text_dim)
-            self.network = fresh.to(device)  # pyright: ignore[reportArgumentType] diffusers wraps `to` without its types
+            self.network = prepared(fresh, device, settings.train.compile)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"transformer": self.network}

@@ -82,7 +82,7 @@ class OdeRegressionStage(Stage[OdeRegressionSettings]):
         self.points, self.frames, channels = self.pairs.shape[:3]
         self.pattern = block_causal(self.frames, settings.chunk_frames, settings.window_frames)
         self.prompts = PromptEncoder(settings.text, device)
-        self.network = load_transformer(settings.init, device)
+        self.network = load_transformer(settings.init, device, settings.train.compile)
         if self.network.config["in_channels"] != channels:
             raise ValueError(
                 f"'{settings.init}' takes latents of {self.network.config['in_channels']} channels, but the pairs in "

@@ -15,8 +15,9 @@ class TrainSettings(Settings):
     steps: length of the run. optimizers, ema: by role, e.g. {"generator": ...}. clip_norm: gradient norm per role.
     precision: "bf16" runs the losses under autocast; master weights stay float32. accumulate: shards of the batch that
     one process works off before an update. *_every: in steps. save_minutes: also save after so many minutes.
-    keep: newest checkpoints that stay; keep_every: those at multiples of it stay for good. threads: per process.
-    nonfinite_limit: so many skipped updates in a row end the run.
+    compile: fuses the operations of transformer blocks; the first step on each shape takes half a minute, all others
+    less time. keep: newest checkpoints that stay; keep_every: those at multiples of it stay for good. threads: per
+    process. nonfinite_limit: so many skipped updates in a row end the run.
     """
 
     steps: PositiveInt
@@ -25,6 +26,7 @@ class TrainSettings(Settings):
     ema: dict[str, EmaSettings] = Field(default_factory=dict)
     clip_norm: PositiveFloat | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     accumulate: PositiveInt = 1
     log_every: PositiveInt = 10
     sample_every: PositiveInt | None = None
