@@ -22,18 +22,14 @@ latents() {
 train 1_vae_short_clips
 train 2_vae_long_clips
 train 3_text_encoder
-latents train train 5000
 latents validation validation 128
-latents more train 2560 --first 5000
-latents turning train 6000 --kinds spin,pulse,orbit,swing --first 100000
-latents switches train 1800 --switch-chunk 3
-train 4_teacher_short_clips
-train 5_teacher
-train 6_teacher_switches
-train 7_teacher_turning
-train 8_causal
-train 9_dmd
-"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/9_dmd/final/transformer \
+latents train train 8192
+latents turning train 4096 --kinds spin,pulse,orbit,swing --first 100000
+latents switches train 2048 --switch-chunk 3
+train 4_teacher
+train 5_causal
+train 6_dmd
+"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/6_dmd/final/transformer \
   --vae $RUNS/2_vae_long_clips/final/vae --text $RUNS/3_text_encoder/final --settings configs/generate/mini.yaml \
   --card configs/generate/mini_card.md
 train video_features  # what `rforce eval run` measures distances in

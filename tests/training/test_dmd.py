@@ -44,10 +44,10 @@ def loss_of(stage: DmdStage, role: str = "generator", step: int = 0) -> tuple[Te
     return loss, dict(metrics)
 
 
-def with_weights(stage: DmdStage, weights: list[float]) -> float:
-    """The generator's loss with these weights of its samples."""
-    stage.weight = lambda rolled, captions: (torch.tensor(weights), {})  # type: ignore[method-assign]
-    return loss_of(stage)[0].item()
+def with_weights(stage: DmdStage, weights: list[float], role: str = "generator") -> float:
+    """The role's loss with these weights of its samples."""
+    stage.weight = lambda role, rolled, captions: (torch.tensor(weights), {})  # type: ignore[method-assign]
+    return loss_of(stage, role)[0].item()
 
 
 @pytest.mark.parametrize("stage_class", [DmdStage, ReDmdStage])
@@ -74,17 +74,29 @@ def test_re_dmd_weights_each_sample_by_its_own_reward(make: Make) -> None:
     assert float(metrics["weight"]) == pytest.approx(float(weights.mean()), rel=1e-4)
 
 
-def rewards_of(stage: ReDmdStage) -> list[float]:
+def test_a_weighted_critic_counts_bad_samples_more_and_leaves_the_generator_alone(make: Make) -> None:
+    of_first, of_second = (with_weights(make(), weights, "fake_score") for weights in ([2.0, 0.0], [0.0, 2.0]))
+    stage = make(ReDmdStage, beta=2.0, weighted="critic")
+    assert loss_of(stage)[0].item() == loss_of(make())[0].item(), "the generator's loss is that of DMD"
+    assert not stage.rater.asked
+    loss, metrics = loss_of(stage, "fake_score")
+    weights = torch.exp(-torch.tensor(rewards_of(stage, "fake_score")) / 2.0)
+    assert abs(weights[0] - weights[1]) > 0.02, "the samples must differ for the test to tell"
+    assert loss.item() == pytest.approx(float(weights[0] * of_first + weights[1] * of_second) / 2, rel=1e-4)
+    assert stage.derived({f"fake_score/{name}": float(metrics[name]) for name in ("weight", "weight_square")})
+
+
+def rewards_of(stage: ReDmdStage, role: str = "generator") -> list[float]:
     """The normalised rewards of the samples that the stage rolls out first."""
     seen: list[float] = []
 
-    def weight(rolled: Any, captions: Any) -> tuple[None, dict[str, Any]]:
+    def weight(role: str, rolled: Any, captions: Any) -> tuple[None, dict[str, Any]]:
         brightness = stage.pixels(rolled.clip).mean(dim=(1, 2, 3, 4))
         seen.extend(((brightness - 0.5) / 0.01).tolist())
         return None, {}
 
     stage.weight = weight  # type: ignore[method-assign]
-    loss_of(stage)
+    loss_of(stage, role)
     return seen
 
 

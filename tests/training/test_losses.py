@@ -1,9 +1,13 @@
 """The losses of distribution matching against their analytic values."""
 
+import math
+
+import pytest
 import torch
 
 from reward_forcing.flow import add_noise, ode_sigmas
 from reward_forcing.models.attention import Prediction, TextContext
+from reward_forcing.rewards.weighting import reward_weights
 from reward_forcing.training.losses import dmd_gradient, dmd_loss, flow_loss, score_sigma
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.sampling import guided_x0, ode_trajectory
@@ -58,6 +62,40 @@ def test_a_weight_scales_each_sample_inside_the_mean() -> None:
     dmd_loss(x, gradient, weight).backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, weight[:, None, None, None, None] * gradient / x.numel())
+
+
+def linear_reward_gradient(at: float, weighted: str, slope: float, beta: float) -> float:
+    """Mean gradient of a generator N(at, 1) to a teacher N(0, 1), the reward being slope x; scores at sigma 0.5.
+
+    The critic is what its weighted flow loss makes of it: the same family, its mean that of the weighted samples.
+    """
+    x = at + torch.randn(200_000, 1, 1, 1, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weight = reward_weights(slope * x.flatten(), beta).double()
+    if weighted == "critic":
+        critic_mean, weight = float((x.flatten() / weight).sum() / (1 / weight).sum()), torch.ones_like(weight)
+    else:
+        critic_mean = float(x.mean())
+    sigma = torch.full((len(x),), 0.5, dtype=torch.float64)
+    noisy = add_noise(x, torch.zeros_like(x), sigma)
+    fake, real = (Gaussian(mean, 1.0)(noisy, sigma[:, None], TEXT).x0 for mean in (critic_mean, 0.0))
+    return float((weight[:, None, None, None, None] * (fake - real)).mean())
+
+
+def test_weighting_the_generator_keeps_the_teacher_as_the_fixed_point_and_the_critic_tilts_it() -> None:
+    """p = N(0, 1) and r = slope x: the optimum p exp(r / beta) / Z is N(slope / beta, 1) (Reward Forcing, Eq. 8)."""
+    slope, beta = 0.3, 0.5
+    assert linear_reward_gradient(0.0, "generator", slope, beta) == pytest.approx(0, abs=0.02)
+    assert linear_reward_gradient(slope / beta, "generator", slope, beta) > 0.2
+    assert linear_reward_gradient(slope / beta, "critic", slope, beta) == pytest.approx(0, abs=0.02)
+    assert linear_reward_gradient(0.0, "critic", slope, beta) < -0.2
+
+
+def test_a_weighted_generator_gradient_is_the_analytic_one() -> None:
+    """E [exp(slope x / beta) (fake - real)] over x = N(at, 1) is exp(slope at / beta + slope^2 / (2 beta^2)) times it."""
+    slope, beta, at = 0.3, 0.5, 0.4
+    plain = linear_reward_gradient(at, "generator", 0.0, beta)
+    factor = math.exp(slope * at / beta + (slope / beta) ** 2 / 2)
+    assert linear_reward_gradient(at, "generator", slope, beta) == pytest.approx(factor * plain, rel=0.02)
 
 
 def test_a_perfect_sample_has_a_finite_gradient() -> None:

@@ -146,16 +146,16 @@ class DmdStage(Stage[DmdSettingsT]):
         x = rolled.clip
         sigma = score_sigma(len(x), self.settings.score_shift, *self.settings.score_range, draw.local).to(x)
         noise = torch.randn(x.shape, generator=draw.local).to(x)
+        weight, metrics = self.weight(role, rolled, captions)
         if role == "generator":
-            weight, metrics = self.weight(rolled, captions)
             loss, more = self._generator_loss(rolled, sigma, noise, prompts, weight)
             return loss, {**metrics, **more}
-        return self._critic_loss(rolled, sigma, noise, prompts)
+        return self._critic_loss(rolled, sigma, noise, prompts, weight), metrics
 
     def weight(
-        self, rolled: Rolled, captions: Sequence[Sequence[str]]
+        self, role: str, rolled: Rolled, captions: Sequence[Sequence[str]]
     ) -> tuple[Tensor | None, dict[str, Tensor | float]]:
-        """The factor of each sample [B] in the generator's loss, and metrics; None counts all alike.
+        """The factor of each sample [B] in the role's loss, and metrics; None counts all alike.
 
         captions: the prompts [B], and where they are switched in the rollout, those they are switched to.
         """
@@ -252,13 +252,13 @@ class DmdStage(Stage[DmdSettingsT]):
         return dmd_loss(x, gradient, weight, rolled.mask), metrics
 
     def _critic_loss(
-        self, rolled: Rolled, sigma: Tensor, noise: Tensor, prompts: PromptTimeline
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        self, rolled: Rolled, sigma: Tensor, noise: Tensor, prompts: PromptTimeline, weight: Tensor | None
+    ) -> Tensor:
         x = rolled.clip.detach()
         levels = sigma[:, None].expand(x.shape[:2])
         text = prompts.text(self.fake_score, rolled.numbers())
         velocity = Denoiser(self.fake_score)(add_noise(x, noise, sigma), levels, text).velocity
-        return flow_loss(velocity, noise, x), {}
+        return flow_loss(velocity, noise, x, weight)
 
     @cached_property
     def vae(self) -> StreamingVAE:

@@ -43,6 +43,7 @@ def dmd_loss(x: Tensor, gradient: Tensor, weight: Tensor | None = None, mask: Te
     return squares.mean() if mask is None else squares[mask].mean()
 
 
-def flow_loss(velocity: Tensor, noise: Tensor, x: Tensor) -> Tensor:
-    """The critic's loss: mean (velocity - (noise - x))^2."""
-    return (velocity - (noise - x)).square().mean()
+def flow_loss(velocity: Tensor, noise: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The critic's loss: mean (velocity - (noise - x))^2; weight: factor of each sample [B] inside the mean."""
+    squares = (velocity - (noise - x)).square().mean(dim=(1, 2, 3, 4))
+    return squares.mean() if weight is None else (weight * squares).mean()

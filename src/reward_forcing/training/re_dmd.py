@@ -3,6 +3,11 @@
     grad = E [ exp(r(x) / beta) / Z(c)  *  grad_DMD(x) ]        Reward Forcing, Eqs. 9-11
 
 The reward rates the decoded rollout and is never differentiated; only the generator's loss is weighted.
+
+Where the rollouts' distribution equals the teacher's that gradient is zero, whatever the weights: they change the way
+there, not the place. `weighted: critic` moves the place. The critic then learns the score of the rollouts weighted by
+exp(-r / beta), and the gradient of plain DMD is zero where q exp(-r / beta) is in proportion to the teacher's p, that
+is, where q is the optimum p exp(r / beta) / Z(c) of Eq. 8.
 """
 
 from __future__ import annotations
@@ -32,7 +37,8 @@ class ReDmdSettings(DmdSettings):
     """Settings of the Re-DMD stage: those of DMD, and
 
     reward: what weights the samples; for rollouts that the prompt is switched in, by the second prompt. beta: the
-    paper's, 1/2 there. group: rollouts of each prompt in the generator's batch, over which exp(r / beta) is normalised
+    paper's, 1/2 there. weighted: whose loss: the generator's by exp(r / beta), as in the paper, or the critic's by
+    exp(-r / beta), see above. group: rollouts of each prompt in that one's batch, over which the weights are normalised
     (Z(c)); 1 normalises nothing, as the paper does. running: z-score rewards by their running mean and deviation,
     which move by this share per update, in place of the reward's own constants. weight_clip: the largest weight.
     watched: rewards that nothing optimises, by name; whenever samples are drawn, they and the trained one rate
@@ -43,6 +49,7 @@ class ReDmdSettings(DmdSettings):
     stage: Literal["re_dmd"] = "re_dmd"  # pyright: ignore[reportIncompatibleVariableOverride]
     reward: RewardSettings
     beta: PositiveFloat = 0.5
+    weighted: Literal["generator", "critic"] = "generator"
     group: PositiveInt = 1
     running: float | None = Field(None, gt=0, lt=1)
     weight_clip: PositiveFloat | None = None
@@ -71,33 +78,38 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
         self.running = RunningScale(settings.running)
         self.at_start: dict[str, list[float]] = {}
         self._told_of_share = False
+        self.weighted_role = {"generator": "generator", "critic": "fake_score"}[settings.weighted]
 
     def group(self, role: str) -> int:
-        return self.settings.group if role == "generator" else 1
+        return self.settings.group if role == self.weighted_role else 1
 
     def weight(
-        self, rolled: Rolled, captions: Sequence[Sequence[str]]
+        self, role: str, rolled: Rolled, captions: Sequence[Sequence[str]]
     ) -> tuple[Tensor | None, dict[str, Tensor | float]]:
-        """exp(r / beta) of each sample, over Z(c) where groups are rolled out."""
+        """exp(r / beta) of each sample, or exp(-r / beta) for the critic, over Z(c) where groups are rolled out."""
+        if role != self.weighted_role:
+            return None, {}
         with self.clock("reward"):
             reward = rate(self.settings.reward, self.rater, self.pixels(rolled.clip), captions[-1], self.settings.fps)
         reward = reward.to(rolled.clip.device)
         self.running.add(reward)
         scaled = self.running.scaled(reward)
-        weight = reward_weights(scaled, self.settings.beta, self.settings.group, self.settings.weight_clip)
+        better = scaled if role == "generator" else -scaled
+        weight = reward_weights(better, self.settings.beta, self.settings.group, self.settings.weight_clip)
         metrics = {"reward": reward.mean(), "weight": weight.mean(), "weight_square": weight.square().mean()}
         return weight, {**metrics, "weight_largest": weight.amax()}
 
     def updated(self, role: str, step: int) -> None:
         """Move the running scale, by the rewards of all processes."""
-        if role == "generator":
+        if role == self.weighted_role:
             self.running.move(self.device)
 
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:
         """The share of samples that count, over what was logged; warns once where it is small."""
-        if "generator/weight_square" not in means:
+        role = self.weighted_role
+        if f"{role}/weight_square" not in means:
             return {}
-        share = effective_share(means["generator/weight"], means["generator/weight_square"])
+        share = effective_share(means[f"{role}/weight"], means[f"{role}/weight_square"])
         if share < LEAST_SHARE and not self._told_of_share:
             self._told_of_share = True
             console().print(
@@ -106,7 +118,7 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
                 markup=False,
                 soft_wrap=True,
             )
-        return {"generator/effective_share": share}
+        return {f"{role}/effective_share": share}
 
     @torch.no_grad()
     def metrics(self, step: int) -> dict[str, Tensor | float]:
