@@ -91,7 +91,7 @@ def test_weighting_the_generator_keeps_the_teacher_as_the_fixed_point_and_the_cr
 
 
 def test_a_weighted_generator_gradient_is_the_analytic_one() -> None:
-    """E [exp(slope x / beta) (fake - real)] over x = N(at, 1) is exp(slope at / beta + slope^2 / (2 beta^2)) times it."""
+    """The gradient is constant for these Gaussians: the weights multiply it by their mean E [exp(slope x / beta)]."""
     slope, beta, at = 0.3, 0.5, 0.4
     plain = linear_reward_gradient(at, "generator", 0.0, beta)
     factor = math.exp(slope * at / beta + (slope / beta) ** 2 / 2)
