@@ -1,10 +1,10 @@
 """Checks the motion reward on the procedural world, whose true motion is known, and measures its mean and deviation.
 
 Four things, on clips with an object or a pan: the rank correlation with the true speed over held-out clips; whether one
-scene at three speeds is put in order; how the score reacts to graded defects, with the share of clips where a defect
-raises it; and mean and standard deviation over validation clips, the constants of the z-score. Writes one line per clip
-to clips.jsonl, so that the same command goes on where it was stopped and new weights are tried without measuring
-again, and then motion_reward.json and motion_reward.md.
+scene at three speeds is put in order, as rendered and after the bundled VAE; how the score reacts to graded defects,
+with the share of clips where a defect raises it; and mean and standard deviation over validation clips, the constants
+of the z-score. Writes one line per clip to clips.jsonl, so that the same command goes on where it was stopped and new
+weights are tried without measuring again, and then motion_reward.json and motion_reward.md.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from detector_accuracy import through_vae
 from metric_correlations import speed
 
 from reward_forcing.data.dataset import world_scene
@@ -90,8 +91,11 @@ def defects(scene: Scene, clean: Pixels) -> Iterator[tuple[str, float, Pixels]]:
         yield "duplicate throughout", 1, twice
 
 
-def examine(scene: Scene, frames: int, size: int, graded: bool) -> dict[str, Any]:
-    """All that is kept of a clip: its kind, true speed, cost in seconds, and terms as rendered and in variants."""
+def examine(scene: Scene, frames: int, size: int, graded: Callable[[Pixels], Pixels] | None) -> dict[str, Any]:
+    """All that is kept of a clip: its kind, true speed, cost in seconds, and terms as rendered and in variants.
+
+    graded: the VAE's round trip, for clips that are also given speeds and defects.
+    """
     clean = render(scene, frames, size)
     start = process_time()
     found: dict[str, Any] = {"kind": scene.kind, "speed": speed(scene, frames), "terms": kept(motion_terms(clean, FPS))}
@@ -99,6 +103,7 @@ def examine(scene: Scene, frames: int, size: int, graded: bool) -> dict[str, Any
     if graded:
         paces = {name: render(replace(scene, speed=name), frames, size) for name in SPEEDS}
         found["paces"] = {name: kept(motion_terms(pace, FPS)) for name, pace in paces.items()}
+        found["decoded"] = {name: kept(motion_terms(graded(pace), FPS)) for name, pace in paces.items()}
         made = defects(scene, clean)
         found["defects"] = [(name, level, kept(motion_terms(clip, FPS))) for name, level, clip in made]
     return found
@@ -127,13 +132,21 @@ def defect_rows(clips: list[dict[str, Any]], score: Callable[..., float], deviat
     ]  # fmt: skip
 
 
+def order_of(clips: list[dict[str, Any]], name: str, score: Callable[..., float]) -> dict[str, float]:
+    """How often the same scene at three speeds is scored in their order; name: 'paces', or 'decoded' by the VAE."""
+    slow, normal, fast = np.array([[score(clip[name][pace]) for pace in SPEEDS] for clip in clips]).T
+    return {"clips": len(clips), "slow_below_normal": float(np.mean(slow < normal)),
+            "normal_below_fast": float(np.mean(normal < fast)), "slow_below_fast": float(np.mean(slow < fast)),
+            "in_order": float(np.mean((slow < normal) & (normal < fast)))}  # fmt: skip
+
+
 def summary(reward: MotionReward, kept_clips: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Mean and deviation on validation clips, correlation with the true speed, order of paces, and reactions."""
     score = scores_of(reward)
     plain = np.array([score(clip["terms"]) for clip in kept_clips["validation"]])
     held = kept_clips["held_out"]
     graded = [clip for clip in held if "paces" in clip]
-    paces = np.array([[score(clip["paces"][name]) for name in SPEEDS] for clip in graded])
+    orders = {name: order_of(graded, name, score) for name in ("paces", "decoded")}
     speeds, scores = [clip["speed"] for clip in held], [score(clip["terms"]) for clip in held]
     kinds = {kind: [i for i, clip in enumerate(held) if clip["kind"] == kind] for kind in KINDS}
     return {
@@ -144,27 +157,31 @@ def summary(reward: MotionReward, kept_clips: dict[str, list[dict[str, Any]]]) -
             kind: {"clips": len(at), "spearman": spearman([speeds[i] for i in at], [scores[i] for i in at])}
             for kind, at in kinds.items() if len(at) > 2
         },
-        "order": {"clips": len(graded), "slow_below_normal": float(np.mean(paces[:, 0] < paces[:, 1])),
-                  "normal_below_fast": float(np.mean(paces[:, 1] < paces[:, 2])),
-                  "slow_below_fast": float(np.mean(paces[:, 0] < paces[:, 2])),
-                  "in_order": float(np.mean((paces[:, 0] < paces[:, 1]) & (paces[:, 1] < paces[:, 2])))},
+        "order": orders["paces"], "order_after_vae": orders["decoded"],
         "defects": defect_rows(graded, score, float(plain.std())),
         "milliseconds_per_clip": 1000 * float(np.median([clip["seconds"] for clip in held])),
     }  # fmt: skip
 
 
+def in_words(where: str, order: dict[str, float]) -> str:
+    """A sentence on how the same scenes at three speeds were scored."""
+    below = ", ".join(f"{name.replace('_', ' ')} {100 * order[name]:.0f} %" for name in list(order)[1:])
+    return f"The same scene at three speeds ({order['clips']} scenes, {where}): {below}."
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The summary as a page."""
-    order, speeds = ({name: 100 * value for name, value in found["order"].items()}, found["speed"])
+    speeds = found["speed"]
     by_kind = ", ".join(f"{kind} {row['spearman']:+.2f}" for kind, row in found["speed_by_kind"].items())
     lines = [
         f"Mean {found['mean']:.3f}, standard deviation {found['std']:.3f} ({found['validation_clips']} validation "
         f"clips). {found['milliseconds_per_clip']:.0f} ms of one core for a clip.",
         f"Spearman's rho with the true speed: {speeds['spearman']:+.2f} ({speeds['clips']} held-out clips); by kind: "
         f"{by_kind}.",
-        f"The same scene at three speeds ({found['order']['clips']} scenes): slow below normal "
-        f"{order['slow_below_normal']:.0f} %, normal below fast {order['normal_below_fast']:.0f} %, slow below fast "
-        f"{order['slow_below_fast']:.0f} %, all in order {order['in_order']:.0f} %.",
+        *(
+            in_words(where, found[name])
+            for where, name in (("rendered", "order"), ("decoded by the bundled VAE", "order_after_vae"))
+        ),
         "Defects added to a clip: mean change of the score in standard deviations, largest rise, share of clips where "
         f"it rises by more than {RISE:g}.",
     ]
@@ -189,6 +206,7 @@ def main(
     done = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
     if any((clip["frames"], clip["size"]) != (frames, size) for clip in done):
         raise typer.BadParameter(f"{store} holds clips of other frames or size; choose another --out")
+    decode = through_vae("mini")
     known = {(clip["split"], clip["index"]): clip for clip in done}
     wanted: dict[str, list[dict[str, Any]]] = {"validation": [], "held_out": []}
     with store.open("a") as file:
@@ -201,9 +219,9 @@ def main(
                     continue
                 full = split == "held_out" and len(found) < graded
                 clip = known.get((split, index - 1))
-                if clip is None or (full and "paces" not in clip):
+                if clip is None or (full and "decoded" not in clip):
                     clip = {"split": split, "index": index - 1, "frames": frames, "size": size}
-                    clip |= examine(scene, frames, size, full)
+                    clip |= examine(scene, frames, size, decode if full else None)
                     file.write(json.dumps(clip) + "\n")
                     file.flush()
                 found.append(clip)

@@ -82,7 +82,7 @@ def linear_reward_gradient(at: float, weighted: str, slope: float, beta: float) 
 
 
 def test_weighting_the_generator_keeps_the_teacher_as_the_fixed_point_and_the_critic_tilts_it() -> None:
-    """p = N(0, 1) and r = slope x: the optimum p exp(r / beta) / Z is N(slope / beta, 1) (Reward Forcing, Eq. 8)."""
+    """p = N(0, 1) and r = slope x: the optimum p exp(r / beta) / Z is N(slope / beta, 1) (Reward Forcing, Eq. 9)."""
     slope, beta = 0.3, 0.5
     assert linear_reward_gradient(0.0, "generator", slope, beta) == pytest.approx(0, abs=0.02)
     assert linear_reward_gradient(slope / beta, "generator", slope, beta) > 0.2

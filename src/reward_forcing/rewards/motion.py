@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from reward_forcing.optical_flow import Array, Pixels, inside, opencv, optical_flow, warp
+from reward_forcing.optical_flow import Array, Mask, Pixels, inside, opencv, optical_flow, warp
 from reward_forcing.rewards.base import Rater, Reward
 
 Places = NDArray[np.intp]
@@ -28,6 +28,9 @@ TAKEN_PER_SECOND = 16
 TRACKED_SECONDS = 0.5
 FASTEST_SHARE = 0.03
 """Share of the pixels that speed, jitter, softness and morphing are read from: those that move most."""
+LEAST_CONTRAST = 40
+"""Levels between the brightest and the darkest around a pixel of which motion is believed: on flat ground the flow
+follows a decoder's noise, which then looks fast and jittery."""
 MOST_CHANGE = 64.0
 """Levels at which the change of a tracked pixel is cut: an object that passes before it is no worse than a new one."""
 EDGE_WINDOW = 5
@@ -144,20 +147,33 @@ def _triple(frames: Pixels, back: Array, ahead: Array) -> tuple[float, float, fl
     before, middle, after = frames
     known = inside(back) & inside(ahead)
     speed, jitter = _length(ahead - back) / 2, _length(ahead + back) / 2
-    fastest = _largest(np.where(known, speed + jitter, 0))
+    fastest = _largest(speed + jitter, known & _has_contrast(middle))
     left = np.abs(warp(before, back) + warp(after, ahead) - 2 * middle.astype(np.float32)) / 2
     flicker = left[known if known.any() else ...].mean()
-    return float(speed.ravel()[fastest].mean()), float(jitter.ravel()[fastest].mean()), _width(middle, fastest), flicker
+    return _mean(speed, fastest), _mean(jitter, fastest), _width(middle, fastest), flicker
 
 
 def _length(flow: Array) -> Array:
     return np.hypot(flow[..., 0], flow[..., 1])
 
 
-def _largest(values: Array) -> Places:
-    """Flat places of the largest values, FASTEST_SHARE of them all."""
-    count = max(1, int(FASTEST_SHARE * values.size))
-    return np.argpartition(values.ravel(), -count)[-count:]
+def _has_contrast(frame: Pixels) -> Mask:
+    """Where motion can be seen, [H, W]."""
+    cv2 = opencv()
+    window = np.ones((EDGE_WINDOW, EDGE_WINDOW), np.uint8)
+    return (cv2.dilate(frame, window) - cv2.erode(frame, window)).max(axis=2) > LEAST_CONTRAST
+
+
+def _largest(values: Array, among: Mask) -> Places:
+    """Flat places of the largest values among some pixels: FASTEST_SHARE of all pixels, or as many as there are."""
+    places = np.flatnonzero(among)
+    count = min(len(places), max(1, int(FASTEST_SHARE * values.size)))
+    return places[np.argpartition(values.ravel()[places], -count)[-count:]] if count else places
+
+
+def _mean(values: Array, at: Places) -> float:
+    """Mean of values at flat places; 0 of none."""
+    return float(values.ravel()[at].mean()) if len(at) else 0.0
 
 
 def _width(frame: Pixels, at: Places) -> float:
@@ -217,5 +233,5 @@ def _change(frame: Pixels, other: Pixels, flow: Array) -> tuple[float, float]:
     """Mean change in levels of the fastest and of all pixels on their way to `other`, in their most changed channel."""
     known = inside(flow)
     change = np.minimum(np.abs(warp(other, flow) - frame).max(axis=2), MOST_CHANGE)
-    fastest = _largest(np.where(known, _length(flow), 0))
-    return float(change.ravel()[fastest].mean()), float(change[known if known.any() else ...].mean())
+    fastest = _largest(_length(flow), known & _has_contrast(frame))
+    return _mean(change, fastest), float(change[known if known.any() else ...].mean())

@@ -7,7 +7,7 @@ The reward rates the decoded rollout and is never differentiated; only the gener
 Where the rollouts' distribution equals the teacher's that gradient is zero, whatever the weights: they change the way
 there, not the place. `weighted: critic` moves the place. The critic then learns the score of the rollouts weighted by
 exp(-r / beta), and the gradient of plain DMD is zero where q exp(-r / beta) is in proportion to the teacher's p, that
-is, where q is the optimum p exp(r / beta) / Z(c) of Eq. 8.
+is, where q is the optimum p exp(r / beta) / Z(c) of Eq. 9.
 """
 
 from __future__ import annotations
