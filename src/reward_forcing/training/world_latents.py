@@ -1,4 +1,4 @@
-"""Owns the store of encoded clips that transformers are trained on: made once from the world and a VAE, read at random.
+"""Owns stores of encoded clips of the procedural world: made once from a split of it and a VAE, read at random.
 
 Latents [n, F, C, h, w] in float16. Clip `i` is scene `i` of the split, or switch `i`, so captions are drawn afresh
 whenever a clip is read.
@@ -6,9 +6,7 @@ whenever a clip is read.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -88,8 +86,20 @@ def encode_world(vae: Path, out: Path, manifest: LatentsManifest, share: tuple[i
     return write_shards(out, manifest, make, share)
 
 
+SAMPLE_PROMPTS = (
+    "a red ball bounces over a blue floor",
+    "a green square moves to the right on a black background",
+    "a yellow triangle spins clockwise on a gray background",
+    "a white ball swings on a rope on a purple background",
+    "a big orange square grows and shrinks in front of a green wall",
+    "a purple ball moves in a circle clockwise on a white background",
+)
+
+
 class WorldLatents:
     """Encoded clips of the world, read at random; all of them are held in memory (43 kB a clip at 64 x 64 x 81)."""
+
+    examples = SAMPLE_PROMPTS
 
     def __init__(self, folder: Path) -> None:
         """Open a store. Raises FileNotFoundError if it is missing or not complete."""
@@ -129,36 +139,3 @@ class WorldLatents:
         at = Geometry(self.manifest.size, self.manifest.size).frames_of(self.manifest.switch(index, self.shape[0]))
         first, second = switch_captions(switched_scene(self.manifest.first + index, self.manifest.split, at), seed)
         return first.text, second.text
-
-
-class JoinedLatents:
-    """Several stores of clips of one shape, read as one."""
-
-    def __init__(self, stores: Sequence[WorldLatents]) -> None:
-        """Raises ValueError for stores of different shapes."""
-        shapes = {store.shape for store in stores}
-        if len(shapes) != 1:
-            raise ValueError(f"the stores hold clips of different shapes: {sorted(shapes)}")
-        self.stores = tuple(stores)
-        self._starts = list(accumulate((len(store) for store in stores), initial=0))
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(F, C, h, w) of a clip."""
-        return self.stores[0].shape
-
-    def _place(self, index: int) -> tuple[WorldLatents, int]:
-        store = bisect_right(self._starts, index) - 1
-        return self.stores[store], index - self._starts[store]
-
-    def read(self, indices: Sequence[int], frames: int) -> Tensor:
-        """Float32 latents [B, frames, C, h, w]; see `WorldLatents.read`."""
-        return torch.cat([store.read([place], frames) for store, place in map(self._place, indices)])
-
-    def caption(self, index: int, seed: int) -> str:
-        """A wording of clip `index`, chosen by `seed`."""
-        store, place = self._place(index)
-        return store.caption(place, seed)
