@@ -66,7 +66,7 @@ def test_a_prompt_that_leaves_an_attribute_out_is_not_judged_by_it() -> None:
 
 def test_the_summary_counts_rates_with_intervals() -> None:
     prompts = held_out_prompts(8)
-    summary = summarise([judge(prompt, render(prompt.scene, 81)) for prompt in prompts])
+    summary = summarise([judge(prompt, render(prompt.scene, 81)).right for prompt in prompts])
     for name, numbers in summary.items():
         assert 0 <= numbers["low"] <= numbers["rate"] <= numbers["high"] + 1e-9 <= 1 + 1e-9, name
     assert summary["motion"]["count"] == 8
