@@ -37,19 +37,19 @@ def results(out: Path) -> dict:
 
 
 def test_rendered_clips_are_right_and_as_far_as_a_perfect_model(
-    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ("--model", tiny_model_folder, "--prompts", 5, "--batch", 2, "--sheet", 3)
+    small = ("--prompts", 5, "--seconds", 81 / 16, "--batch", 2, "--sheet", 3)  # the frames that features are taken of
     assert rforce("--rendered", *small, "--out", tmp_path) == 0
     said, found = capsys.readouterr().out, results(tmp_path)
     whole = found["parts"]["whole"]
     assert whole["summary"]["motion"]["count"] == 5
-    assert whole["distances"][KERNEL] == pytest.approx(whole["distances"][f"rendered_{KERNEL}"], abs=1e-3)
+    assert whole["distances"][KERNEL] == pytest.approx(whole["distances"][f"rendered_{KERNEL}"], rel=0.02, abs=0.02)
     assert sum(of["everything"]["count"] for of in whole["by_kind"].values()) == 5
     assert found["provenance"].keys() == {"command", "created", "commit", "versions", "machine"}
     assert (found["recipe"]["source"], found["recipe"]["seed"], found["recipe"]["weights"]) == ("rendered", 0, {})
     assert [clip["prompt"] for clip in found["clips"]] == [prompt.text for prompt in held_out_prompts(5)]
-    assert np.asarray(Image.open(tmp_path / "sheet.png")).shape == (3 * 32, 10 * 32, 3)
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).shape == (3 * 64, 10 * 64, 3)
     lines = [line.split() for line in said.splitlines()]
     assert ["motion", "100.0", "%", "[57,", "100]", "of", "5"] in lines
     assert any(line[:1] == ["bounce"] for line in lines)
@@ -99,17 +99,16 @@ def test_a_teacher_and_the_vae_are_judged_by_the_same_table(tmp_path: Path, tiny
     assert found["clips"] != vae["clips"]
 
 
-def test_of_a_long_clip_the_first_and_the_last_five_seconds_are_judged(tmp_path: Path, tiny_model_folder: Path) -> None:
-    assert rforce("--rendered", "--model", tiny_model_folder, "--prompts", 3, "--seconds", 12, "--sheet", 1,
-                  "--out", tmp_path) == 0  # fmt: skip
+def test_of_a_long_clip_the_first_and_the_last_five_seconds_are_judged(tmp_path: Path) -> None:
+    assert rforce("--rendered", "--prompts", 3, "--seconds", 12, "--sheet", 1, "--out", tmp_path) == 0
     found = results(tmp_path)
     assert found["parts"].keys() == {"start", "end"}
     prompt = held_out_prompts(2)[1]
     parts = found["clips"][1]["parts"]
-    assert parts["end"]["right"] == judge(prompt, render(prompt.scene, 80, 32, 112)).right
-    np.testing.assert_allclose(parts["start"]["features"], rendered_features([prompt.scene])[0], atol=2)
+    assert parts["end"]["right"] == judge(prompt, render(prompt.scene, 80, 64, 112)).right
+    np.testing.assert_allclose(parts["start"]["features"], rendered_features([prompt.scene])[0], atol=1e-3)
     assert found["parts"]["end"]["distances"][KERNEL] == pytest.approx(
-        found["parts"]["end"]["distances"][f"rendered_{KERNEL}"], abs=1e-3
+        found["parts"]["end"]["distances"][f"rendered_{KERNEL}"], rel=0.02, abs=0.02
     )
 
 
