@@ -45,7 +45,7 @@ def test_rendered_clips_are_right_and_as_far_as_a_perfect_model(
     whole = found["parts"]["whole"]
     assert whole["summary"]["motion"]["count"] == 5
     assert whole["distances"][KERNEL] == pytest.approx(whole["distances"][f"rendered_{KERNEL}"], rel=0.02, abs=0.02)
-    assert sum(of["everything"]["count"] for of in whole["by_kind"].values()) == 5
+    assert sum(of["aligned"]["count"] for of in whole["by_kind"].values()) == 5
     assert found["provenance"].keys() == {"command", "created", "commit", "versions", "machine"}
     assert (found["recipe"]["source"], found["recipe"]["seed"], found["recipe"]["weights"]) == ("rendered", 0, {})
     assert [clip["prompt"] for clip in found["clips"]] == [prompt.text for prompt in held_out_prompts(5)]

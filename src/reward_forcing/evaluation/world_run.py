@@ -24,7 +24,7 @@ from reward_forcing.config import Settings
 from reward_forcing.data.scenes import FPS
 from reward_forcing.evaluation import environment
 from reward_forcing.evaluation.recipe import claim, write_settings
-from reward_forcing.evaluation.results import RESULTS
+from reward_forcing.evaluation.results import ALIGNED, RESULTS
 from reward_forcing.evaluation.world_clips import ClipSource, TeacherSampling, ends_of
 from reward_forcing.evaluation.world_distance import beside_rendered, features_of, window_frames
 from reward_forcing.evaluation.world_suite import Prompt, by_kind, held_out_prompts, judge, summarise
@@ -164,12 +164,12 @@ def table(part: Mapping[str, Any]) -> str:
     for name, of in part["summary"].items():
         rate, low, high = (100 * of[key] for key in ("rate", "low", "high"))
         lines.append(f"  {name:22s} {rate:5.1f} %   {f'[{low:.0f}, {high:.0f}]':10s} of {of['count']}")
-    columns = {"motion_and_direction": "motion"} | {name: name for name in ("colour", "shape", "count", "everything")}
+    columns = {"motion_and_direction": "motion"} | {name: name for name in ("colour", "shape", "count", ALIGNED)}
     header = "".join(f"{title:>11s}" for title in columns.values())
     lines += ["", f"  {'right in %, by kind':22s}{header}   clips"]
     for kind, summary in part["by_kind"].items():
         rates = "".join(f"{100 * summary[name]['rate']:11.1f}" if name in summary else f"{'':11s}" for name in columns)
-        lines.append(f"  {kind:22s}{rates}   {summary['everything']['count']:.0f}")
+        lines.append(f"  {kind:22s}{rates}   {summary[ALIGNED]['count']:.0f}")
     lines.append("")
     for name, of in part["distances"].items():
         lines.append(f"  {name:28s} {of['value']:8.3f}   [{of['low']:.3f}, {of['high']:.3f}]")

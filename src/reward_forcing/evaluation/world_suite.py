@@ -17,6 +17,7 @@ from reward_forcing.data.captions import UNSAID, Caption, caption
 from reward_forcing.data.dataset import FIRST_HELD_OUT, world_scene
 from reward_forcing.data.scenes import KINDS, Scene
 from reward_forcing.data.switches import changes, switch_captions, switched_scene
+from reward_forcing.evaluation.results import ALIGNED
 from reward_forcing.evaluation.statistics import wilson_interval
 from reward_forcing.evaluation.world_vision import Seen, see
 
@@ -121,12 +122,12 @@ def summarise(rights: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, float
     """For every attribute the rate of right clips, how many were counted, and Wilson's 95 % interval of the rate.
 
     rights: `Verdict.right` of each clip. 'motion_and_direction' counts a clip whose kind of motion and, where named,
-    direction are both right; 'everything' one on which all that its prompt names is right.
+    direction are both right; 'aligned' one on which all that its prompt names is right.
     """
     cases = {name: [right[name] for right in rights if name in right] for name in ATTRIBUTES}
     moving = [right for right in rights if "motion" in right]
     cases["motion_and_direction"] = [right["motion"] and right.get("direction", True) for right in moving]
-    cases["everything"] = [all(right.values()) for right in rights]
+    cases[ALIGNED] = [all(right.values()) for right in rights if right]
     return {name: _rate(outcomes) for name, outcomes in cases.items() if outcomes}
 
 
