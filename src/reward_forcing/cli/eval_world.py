@@ -12,7 +12,7 @@ import typer
 from reward_forcing.cli.shares import parse_share
 
 if TYPE_CHECKING:
-    from reward_forcing.evaluation.world_clips import ClipSource
+    from reward_forcing.evaluation.world_clips import ClipMaker
     from reward_forcing.evaluation.world_run import WorldRecipe
     from reward_forcing.streaming.model_folder import ModelFolder
 
@@ -136,7 +136,7 @@ def _parts(kind: str, folder: "ModelFolder", teacher: Path | None, vae: Path, te
     return {"transformer": teacher or folder.transformer, "vae": vae, "text_encoder": text / "text_encoder"}
 
 
-def _source(recipe: "WorldRecipe", folder: "ModelFolder", parts: dict[str, Path]) -> "ClipSource":
+def _source(recipe: "WorldRecipe", folder: "ModelFolder", parts: dict[str, Path]) -> "ClipMaker":
     """What makes the clips, its weights read now."""
     import torch
 

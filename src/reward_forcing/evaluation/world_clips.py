@@ -36,7 +36,7 @@ Pieces = Iterator[NDArray[np.uint8]]
 PIECE_FRAMES = 80
 
 
-class ClipSource(Protocol):
+class ClipMaker(Protocol):
     """Makes clips of prompts, at FPS frames a second."""
 
     def pieces(self, prompts: Sequence[Prompt], frames: int) -> Pieces:

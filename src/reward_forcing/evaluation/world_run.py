@@ -25,7 +25,7 @@ from reward_forcing.data.scenes import FPS
 from reward_forcing.evaluation import environment
 from reward_forcing.evaluation.recipe import claim, write_settings
 from reward_forcing.evaluation.results import ALIGNED, RESULTS
-from reward_forcing.evaluation.world_clips import ClipSource, TeacherSampling, ends_of
+from reward_forcing.evaluation.world_clips import ClipMaker, TeacherSampling, ends_of
 from reward_forcing.evaluation.world_distance import beside_rendered, features_of, window_frames
 from reward_forcing.evaluation.world_suite import Prompt, by_kind, held_out_prompts, judge, summarise
 from reward_forcing.logs import StepProgress
@@ -75,7 +75,7 @@ class JudgedClip(Settings):
 
 
 def evaluate_world(
-    load: Callable[[], ClipSource],
+    load: Callable[[], ClipMaker],
     recipe: WorldRecipe,
     out: Path,
     share: tuple[int, int] = (0, 1),
@@ -119,7 +119,7 @@ def evaluate_world(
     return results
 
 
-def _judge_block(source: ClipSource, block: Sequence[Prompt], recipe: WorldRecipe, out: Path) -> None:
+def _judge_block(source: ClipMaker, block: Sequence[Prompt], recipe: WorldRecipe, out: Path) -> None:
     parts = ends_of(source.pieces(block, recipe.frames), recipe.frames)
     for number, prompt in enumerate(block):
         clip = {part: frames[number] for part, frames in parts.items()}
