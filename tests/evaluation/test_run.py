@@ -62,14 +62,14 @@ def records(out: Path) -> dict[str, bytes]:
 
 def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupt when `count` records are written and the next one is about to be."""
-    write: Callable[..., None] = run._write
+    write: Callable[..., None] = run.write_settings
 
     def write_or_stop(path: Path, value: Any) -> None:
         if path.parent.name == "samples" and len(list(path.parent.glob("*.json"))) == count:
             raise KeyboardInterrupt
         write(path, value)
 
-    monkeypatch.setattr(run, "_write", write_or_stop)
+    monkeypatch.setattr(run, "write_settings", write_or_stop)
 
 
 def test_every_clip_has_a_video_a_record_and_its_place_in_the_results(whole: Path, tiny: ModelFolder) -> None:

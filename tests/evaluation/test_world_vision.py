@@ -11,7 +11,7 @@ from reward_forcing.data.dataset import world_scene
 from reward_forcing.data.scenes import KINDS, SIZES, SPEEDS, Scene, render
 from reward_forcing.data.switches import switched_scene
 from reward_forcing.evaluation.metrics.defects import add_jitter, blur, freeze
-from reward_forcing.evaluation.world_suite import held_out_prompts, judge, summarise
+from reward_forcing.evaluation.world_suite import by_kind, held_out_prompts, judge, summarise
 from reward_forcing.evaluation.world_vision import see
 
 
@@ -66,11 +66,19 @@ def test_a_prompt_that_leaves_an_attribute_out_is_not_judged_by_it() -> None:
 
 def test_the_summary_counts_rates_with_intervals() -> None:
     prompts = held_out_prompts(8)
-    summary = summarise([judge(prompt, render(prompt.scene, 81)) for prompt in prompts])
+    summary = summarise([judge(prompt, render(prompt.scene, 81)).right for prompt in prompts])
     for name, numbers in summary.items():
         assert 0 <= numbers["low"] <= numbers["rate"] <= numbers["high"] + 1e-9 <= 1 + 1e-9, name
     assert summary["motion"]["count"] == 8
     assert summary["motion"]["rate"] >= 7 / 8
+    rights = [{"motion": True, "colour": False}, {"motion": True, "direction": False}, {"motion": True}, {}]
+    counted = {name: (numbers["rate"], numbers["count"]) for name, numbers in summarise(rights).items()}
+    assert counted == {
+        "motion": (1, 3), "colour": (0, 1), "direction": (0, 1), "motion_and_direction": (2 / 3, 3),
+        "aligned": (1 / 3, 3),
+    }  # fmt: skip
+    groups = by_kind(["snow", "bounce", "snow", "bounce"], rights)
+    assert {kind: numbers["aligned"]["count"] for kind, numbers in groups.items()} == {"bounce": 1, "snow": 2}
 
 
 @pytest.mark.parametrize("speed", SPEEDS)

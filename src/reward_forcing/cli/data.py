@@ -1,4 +1,4 @@
-"""`rforce data`: make the procedural world's clips, as videos or as latents to train on, and look at it."""
+"""`rforce data`: what is trained on. Makes the procedural world's clips, and looks at it; makes ODE pairs."""
 
 import json
 import os
@@ -9,9 +9,14 @@ from typing import Annotated
 
 import typer
 
+from reward_forcing.cli.data_encode import encode
+from reward_forcing.cli.shares import parse_share
 from reward_forcing.logs import StepProgress
 
-app = typer.Typer(help="Make and look at the procedural captioned world.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make what is trained on: of the procedural world, or of videos of your own.", no_args_is_help=True
+)
+app.command()(encode)
 
 
 @app.command()
@@ -47,19 +52,11 @@ def make(
         _make_videos(out, count, split, frames, size, part)
 
 
-def parse_share(share: str) -> tuple[int, int]:
-    """(i, n) of `i/n`; raises ValueError for another form and unless 0 <= i < n."""
-    index, _, parts = share.partition("/")
-    if not (index.isdigit() and parts.isdigit() and int(index) < int(parts)):
-        raise ValueError(f"--share must be i/n with 0 <= i < n, for example 0/2, got {share!r}")
-    return int(index), int(parts)
-
-
 def _make_latents(out: Path, vae: Path, what: Mapping[str, object], part: tuple[int, int]) -> None:
     import torch
 
-    from reward_forcing.training.latents import LatentsManifest, encode_world
     from reward_forcing.training.shards import weights_hash
+    from reward_forcing.training.world_latents import LatentsManifest, encode_world
 
     torch.set_num_threads(1)
     manifest = LatentsManifest.model_validate({**what, "vae": weights_hash(vae)})

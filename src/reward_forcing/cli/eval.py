@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reward_forcing.cli import eval_report, eval_run
+from reward_forcing.cli import eval_report, eval_run, eval_world
 from reward_forcing.logs import StepProgress
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ app.command()(eval_run.run)
 app.command()(eval_run.drift)
 app.command()(eval_run.compare)
 app.command()(eval_report.report)
+app.command()(eval_world.world)
 
 Out = Annotated[Path, typer.Option(help="Folder for results.json and the contact sheet.")]
 Model = Annotated[str, typer.Option(help="Bundled name, folder or hub id.")]
@@ -26,41 +27,6 @@ Method = Annotated[str | None, typer.Option(help="How it streams; see rforce sch
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first clip; the others count up.")]
 Batch = Annotated[int, typer.Option(min=1, help="Clips streamed side by side.")]
 Sheet = Annotated[int, typer.Option(min=0, help="Clips shown in the contact sheet.")]
-
-
-@app.command()
-def world(
-    out: Out,
-    model: Model = "mini",
-    method: Method = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = 128,
-    seconds: Annotated[float, typer.Option(help="Length of each clip.")] = 5.0,
-    seed: Seed = 0,
-    batch: Batch = 8,
-    sheet: Sheet = 32,
-) -> None:
-    """Colour, shape, number, motion, direction and background of held-out prompts, read by simple vision."""
-    from reward_forcing.evaluation.world_suite import by_kind, held_out_prompts, judge, summarise
-    from reward_forcing.streaming.pipeline import StreamingVideoPipeline
-
-    pipeline = StreamingVideoPipeline.from_pretrained(model, method=method)
-    wanted = held_out_prompts(prompts)
-    verdicts, rows = [], []
-    with StepProgress("clips", 0, prompts) as progress:
-        for first in range(0, prompts, batch):
-            piece = wanted[first : first + batch]
-            seeds = [seed + prompt.index for prompt in piece]
-            frames = pipeline.generate([prompt.text for prompt in piece], seconds, seeds=seeds)
-            clips = _pixels(frames)
-            verdicts += [judge(prompt, clip) for prompt, clip in zip(piece, clips, strict=True)]
-            rows += list(clips[: max(0, sheet - len(rows))])
-            progress.advance(first + len(piece))
-    summary = summarise(verdicts)
-    results: dict[str, Any] = {
-        "model": model, "method": method, "seconds": seconds, "seed": seed, "prompts": prompts,
-        "summary": summary, "by_kind": by_kind(verdicts), "clips": [verdict.as_json() for verdict in verdicts],
-    }  # fmt: skip
-    _write(out, results, rows)
 
 
 SWITCH_FRAME = 45
@@ -99,7 +65,7 @@ def switches(
             progress.advance(first + len(piece))
     results: dict[str, Any] = {
         "model": model, "method": method, "switch_frame": SWITCH_FRAME, "judged_from_frame": settled, "seed": seed,
-        "prompts": prompts, "summary": summarise(verdicts),
+        "prompts": prompts, "summary": summarise([verdict.right for verdict in verdicts]),
         "clips": [verdict.as_json() | {"first": prompt.first, "changed": prompt.changed}
                   for prompt, verdict in zip(wanted, verdicts, strict=True)],
     }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reward_forcing.cli.data import parse_share
+from reward_forcing.cli.shares import parse_share
 from reward_forcing.config import unknown
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ VERBS = {
     "generate": Verb("generate:generate", "Make a video of a prompt."),
     "schedule": Verb("schedule:schedule", "Draw when a method denoises what, and what its attention sees."),
     "train": Verb("train:train", "Train one stage of the recipe."),
-    "data": Verb("data:app", "Make and look at the procedural captioned world."),
+    "data": Verb("data:app", "Make what is trained on: of the procedural world, or of your videos."),
     "eval": Verb("eval:app", "Measure a model."),
     "models": Verb("models:app", "List, inspect and convert checkpoints."),
     "doctor": Verb("doctor:doctor", "Report what this machine can run, and how fast."),

@@ -30,7 +30,8 @@ from reward_forcing.evaluation import environment
 from reward_forcing.evaluation.clip_scores import measure_clip
 from reward_forcing.evaluation.metrics import Rhythm
 from reward_forcing.evaluation.metrics.clips import Pixels
-from reward_forcing.evaluation.results import RESULTS, EvalResults, Provenance, Sample, write_results
+from reward_forcing.evaluation.recipe import claim, read_recipe, write_settings
+from reward_forcing.evaluation.results import EvalResults, Provenance, Sample, write_results
 from reward_forcing.evaluation.set_scores import score_set
 from reward_forcing.evaluation.suites import SHORT_SECONDS, PromptSet, Suite
 from reward_forcing.logs import JsonLines, StepProgress
@@ -39,7 +40,7 @@ from reward_forcing.streaming.pipeline import StreamingVideoPipeline
 from reward_forcing.streaming.video_io import VideoWriter, open_writer, read_video, to_uint8
 
 BATCH = 8
-RECIPE, RUNS = "recipe.json", "runs.jsonl"
+RUNS = "runs.jsonl"
 HASHED_PARTS = ("vae", "text_encoder")
 
 
@@ -99,7 +100,7 @@ def evaluate(
     if batch < 1 or not 0 <= share[0] < share[1]:
         raise ValueError(f"expected a batch of at least 1 and a share i of n with 0 <= i < n, got {batch} and {share}")
     blocks = plan(suite, model, seed, batch)
-    _claim(out, _recipe(suite, model, seed, batch))
+    claim(out, _recipe(suite, model, seed, batch))
     missing = [block for block in blocks[share[0] :: share[1]] if _lacking(out, block)]
     if missing:
         run = {"created": _now(), "commit": environment.commit(), "command": command, "share": list(share)}
@@ -110,7 +111,7 @@ def evaluate(
     samples = [_read(out, sample) for block in blocks for sample in block.samples]
     results = EvalResults(
         suite=suite.name,
-        provenance=_provenance(suite, out, _recipe_of(out), name, command),
+        provenance=_provenance(suite, out, read_recipe(out, Recipe), name, command),
         sets=tuple(
             score_set(
                 prompts.name,
@@ -164,44 +165,6 @@ def _recipe(suite: Suite, model: ModelFolder | None, seed: int, batch: int) -> R
     )
 
 
-def _claim(out: Path, recipe: Recipe) -> None:
-    """Make `out` a folder of `recipe`; raises ValueError if it holds another."""
-    if not (out / RECIPE).is_file():
-        if (out / RESULTS).exists():
-            raise ValueError(f"'{out}' holds a {RESULTS} of something else; use another folder")
-        (out / "samples").mkdir(parents=True, exist_ok=True)
-        _write(out / RECIPE, recipe)
-    held = _recipe_of(out)
-    if held != recipe:
-        theirs, ours = (_flat(one.model_dump(mode="json")) for one in (held, recipe))
-        names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-        changes = ", ".join(f"{name}: {_short(theirs.get(name))} -> {_short(ours.get(name))}" for name in names)
-        raise ValueError(f"'{out}' holds an evaluation of another recipe ({changes}); use another folder, or delete it")
-
-
-def _recipe_of(out: Path) -> Recipe:
-    return Recipe.model_validate_json((out / RECIPE).read_text(encoding="utf-8"))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups as one, `streaming.sink.alpha`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _short(value: object) -> str:
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
-
-
-def _write(path: Path, value: Settings) -> None:
-    """A value as a file, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(value.model_dump_json(indent=1), encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _record(out: Path, sample: Sample) -> Path:
     return out / "samples" / f"{sample.name}.json"
 
@@ -231,7 +194,7 @@ def _make(blocks: Sequence[Block], out: Path, model: ModelFolder | None, quiet: 
 
             samples = _made(block, out, advance) if pipeline is None else _generated(pipeline, block, out, advance)
             for sample in samples:
-                _write(_record(out, sample), sample)
+                write_settings(_record(out, sample), sample)
             seconds, made = seconds + block.seconds, made + len(block.samples)
             progress.note(min(total, round(seconds)), f"{made} of {clips} clips")
 

@@ -12,13 +12,7 @@ from reward_forcing.evaluation.clip_scores import SEGMENT_SECONDS, meaning
 from reward_forcing.evaluation.results import DriftScore, Interval, Sample, Score, SetResults
 from reward_forcing.evaluation.statistics import bootstrap_mean, wilson_interval
 from reward_forcing.evaluation.vbench_long import clip_frames, split_into_clips
-from reward_forcing.evaluation.world_distance import (
-    DOCS,
-    RENDERED_DOC,
-    distances,
-    rendered_features,
-    window_frames,
-)
+from reward_forcing.evaluation.world_distance import DOCS, RENDERED_DOC, beside_rendered, window_frames
 
 RESAMPLES = 10_000
 
@@ -74,9 +68,9 @@ def _distances(prompts: Sequence[Sequence[Sample]], scenes: Sequence[Scene]) -> 
     for part in one.features if scenes else ():
         start = one.seconds - window_frames(FPS) / FPS if part == "end" else 0.0
         of_clips = [[sample.features[part] for sample in clips] for clips in prompts]
-        rendered = rendered_features([scenes[clips[0].prompt_index] for clips in prompts], start)
-        for prefix, features in (("", of_clips), ("rendered_", [[row] for row in rendered.tolist()])):
-            for name, estimate in distances(features, start).items():
+        shown = [scenes[clips[0].prompt_index] for clips in prompts]
+        for prefix, estimates in beside_rendered(of_clips, shown, start).items():
+            for name, estimate in estimates.items():
                 doc = f"{RENDERED_DOC} {DOCS[name]}" if prefix else DOCS[name]
                 better = "neither" if prefix else "lower"
                 score = Score(**asdict(estimate), better=better, kind="distance", doc=doc)

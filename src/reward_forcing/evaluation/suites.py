@@ -15,11 +15,10 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-import av
-from av.error import FFmpegError
 from pydantic import ValidationError
 
 from reward_forcing.config import Settings, describe, unknown
+from reward_forcing.data.video_reader import look_at
 from reward_forcing.evaluation.world_suite import Prompt, held_out_prompts
 from reward_forcing.streaming.video_io import read_metadata
 
@@ -218,7 +217,7 @@ def suite_of_folder(folder: Path, prompts: int | None = None) -> Suite:
         text = texts.get(file.name) or read_metadata(file).get("title", "").strip()
         if not text:
             raise ValueError(f"no prompt for '{file}'; add a line '{file.name}: PROMPT' to {folder / 'prompts.txt'}")
-        seconds = video_seconds(file)
+        seconds = look_at(file).seconds
         by_length.setdefault(round(seconds) or round(seconds, 1), {}).setdefault(text, []).append(file)
     sets = [_set_of_videos(length, by_prompt) for length, by_prompt in sorted(by_length.items())]
     return Suite("folder", tuple(sets if prompts is None else [one.first(prompts) for one in sets]))
@@ -268,19 +267,3 @@ def _named_prompt(path: Path, number: int, line: str, names: Sequence[str]) -> t
     if name is None:
         raise ValueError(f"'{path}', line {number}: expected 'FILE: PROMPT' with a video of the folder, got '{line}'")
     return name, line[len(name) :].lstrip().removeprefix(":").strip()
-
-
-def video_seconds(path: Path) -> float:
-    """How long a video lasts, from its packets; nothing is decoded. Raises ValueError for a file that is no video."""
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"'{path}' holds no video stream")
-            packets = [packet for packet in container.demux(container.streams.video[0]) if packet.pts is not None]
-    except FFmpegError as error:
-        raise ValueError(f"'{path}' is not a video that can be read: {error}") from None
-    if not packets:
-        raise ValueError(f"'{path}' holds no frames")
-    last = max(packets, key=lambda packet: packet.pts or 0)
-    length = (last.pts or 0) + (last.duration or 0) - min(packet.pts or 0 for packet in packets)
-    return float(length * (last.time_base or 1))

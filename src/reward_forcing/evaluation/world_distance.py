@@ -97,3 +97,14 @@ def distances(features: Sequence[Sequence[Sequence[float]]], start: float = 0) -
         for name, distance in DISTANCES.items()
         if clips >= least[name] and len(prompts) > 2
     }
+
+
+def beside_rendered(
+    features: Sequence[Sequence[Sequence[float]]], scenes: Sequence[Scene], start: float = 0
+) -> dict[str, dict[str, Estimate]]:
+    """The `distances` of clips, under '', and under 'rendered_' those of rendered clips of their scenes.
+
+    features: as in `distances`. scenes: what each prompt was worded from.
+    """
+    rendered = [[row] for row in rendered_features(scenes, start).tolist()]
+    return {"": distances(features, start), "rendered_": distances(rendered, start)}

@@ -6,7 +6,7 @@ Where a prompt leaves an attribute out, anything is right and nothing is counted
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from reward_forcing.data.captions import UNSAID, Caption, caption
 from reward_forcing.data.dataset import FIRST_HELD_OUT, world_scene
 from reward_forcing.data.scenes import KINDS, Scene
 from reward_forcing.data.switches import changes, switch_captions, switched_scene
+from reward_forcing.evaluation.results import ALIGNED
 from reward_forcing.evaluation.statistics import wilson_interval
 from reward_forcing.evaluation.world_vision import Seen, see
 
@@ -117,25 +118,25 @@ def judge(prompt: Prompt, frames: NDArray[np.uint8]) -> Verdict:
     return Verdict(prompt, seen, {name: right[name] for name in ATTRIBUTES if name in right})
 
 
-def summarise(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float]]:
+def summarise(rights: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, float]]:
     """For every attribute the rate of right clips, how many were counted, and Wilson's 95 % interval of the rate.
 
-    'motion_and_direction' counts a clip whose kind of motion and, where named, direction are both right.
+    rights: `Verdict.right` of each clip. 'motion_and_direction' counts a clip whose kind of motion and, where named,
+    direction are both right; 'aligned' one on which all that its prompt names is right.
     """
-    cases = {name: [v.right[name] for v in verdicts if name in v.right] for name in ATTRIBUTES}
-    moving = [v for v in verdicts if "motion" in v.right]
-    cases["motion_and_direction"] = [v.right["motion"] and v.right.get("direction", True) for v in moving]
+    cases = {name: [right[name] for right in rights if name in right] for name in ATTRIBUTES}
+    moving = [right for right in rights if "motion" in right]
+    cases["motion_and_direction"] = [right["motion"] and right.get("direction", True) for right in moving]
+    cases[ALIGNED] = [all(right.values()) for right in rights if right]
     return {name: _rate(outcomes) for name, outcomes in cases.items() if outcomes}
 
 
-def by_kind(verdicts: Iterable[Verdict]) -> dict[str, dict[str, float]]:
-    """For every kind of scene the rate of right clips per attribute."""
-    groups: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        groups.setdefault(verdict.prompt.scene.kind, []).append(verdict)
-    return {
-        kind: {name: numbers["rate"] for name, numbers in summarise(group).items()} for kind, group in groups.items()
-    }
+def by_kind(kinds: Sequence[str], rights: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, dict[str, float]]]:
+    """The summary of the clips of every kind of scene. kinds: of each clip's scene."""
+    groups: dict[str, list[Mapping[str, bool]]] = {}
+    for kind, right in zip(kinds, rights, strict=True):
+        groups.setdefault(kind, []).append(right)
+    return {kind: summarise(groups[kind]) for kind in KINDS if kind in groups}
 
 
 def _rate(outcomes: Sequence[bool]) -> dict[str, float]:

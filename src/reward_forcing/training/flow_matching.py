@@ -21,22 +21,14 @@ from reward_forcing.flow import TIMESTEPS, add_noise, ode_sigmas, shift_sigma, w
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import teacher_forcing
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.training.latents import JoinedLatents, WorldLatents
+from reward_forcing.training.latents import JoinedLatents, open_latents
 from reward_forcing.training.networks import load_transformer, load_vae, prepared
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
 from reward_forcing.training.sampling import ode_trajectory
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
-
-SAMPLE_PROMPTS = (
-    "a red ball bounces over a blue floor",
-    "a green square moves to the right on a black background",
-    "a yellow triangle spins clockwise on a gray background",
-    "a white ball swings on a rope on a purple background",
-    "a big orange square grows and shrinks in front of a green wall",
-    "a purple ball moves in a circle clockwise on a white background",
-)
+from reward_forcing.training.world_latents import WorldLatents
 
 
 class TransformerSettings(Settings):
@@ -96,11 +88,11 @@ Objective = Annotated[Bidirectional | TeacherForcing, Field(discriminator="kind"
 class FlowMatchingSettings(StageSettings):
     """Settings of the flow-matching stage.
 
-    latents, validation_latents: stores made by `rforce data make`; several are read as one. text: folder with
-    text_encoder/ and tokenizer/. vae: to look at samples. model: size of a fresh transformer; init: a transformer's
-    folder to start from instead. phases: clip lengths in latent frames, and batches. drop_text: part of the captions
-    replaced by the empty prompt, for guidance. first_frame_weight: of the first latent frame in the bidirectional loss;
-    it alone is one pixel frame.
+    latents, validation_latents: stores made by `rforce data make` or `rforce data encode`; several are read as one.
+    text: folder with text_encoder/ and tokenizer/. vae: to look at samples. model: size of a fresh transformer; init: a
+    transformer's folder to start from instead. phases: clip lengths in latent frames, and batches. drop_text: part of
+    the captions replaced by the empty prompt, for guidance. first_frame_weight: of the first latent frame in the
+    bidirectional loss; it alone is one pixel frame.
     switches: see `Switches`; none if left out.
     """
 
@@ -131,8 +123,8 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
     ) -> None:
         super().__init__(settings, seed, rank, world_size, device)
         folders = (settings.latents,) if isinstance(settings.latents, Path) else settings.latents
-        self.data = JoinedLatents([WorldLatents(folder) for folder in folders])
-        self.validation = WorldLatents(settings.validation_latents)
+        self.data = JoinedLatents([open_latents(folder) for folder in folders])
+        self.validation = open_latents(settings.validation_latents)
         self.switching = WorldLatents(settings.switches.latents) if settings.switches else None
         if self.switching and not (self.switching.switches and self.switching.shape == self.data.shape):
             raise ValueError(
@@ -250,14 +242,13 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         return {"loss": torch.stack(losses).mean()}
 
     def samples(self, step: int) -> dict[str, Tensor]:
-        """Clips for SAMPLE_PROMPTS by the flow ODE with guidance; of a causal network, its first chunk's worth."""
+        """Clips of a few captions by the flow ODE with guidance; of a causal network, its first chunk's worth."""
+        prompts = list(self.data.examples)
         objective = self.settings.objective
         frames = objective.chunk_frames if isinstance(objective, TeacherForcing) else self.data.shape[0]
-        noise = torch.randn(
-            len(SAMPLE_PROMPTS), frames, *self.data.shape[1:], generator=torch.Generator().manual_seed(1)
-        )
-        text = self.network.encode_text(self.prompts(list(SAMPLE_PROMPTS)))
-        null = self.network.encode_text(self.prompts([""])).expand(len(SAMPLE_PROMPTS))
+        noise = torch.randn(len(prompts), frames, *self.data.shape[1:], generator=torch.Generator().manual_seed(1))
+        text = self.network.encode_text(self.prompts(prompts))
+        null = self.network.encode_text(self.prompts([""])).expand(len(prompts))
         sigmas = ode_sigmas(self.settings.sample_steps, self.settings.sample_shift)
         latents = ode_trajectory(
             Denoiser(self.network), noise.to(self.device), text, null, sigmas, self.settings.guidance

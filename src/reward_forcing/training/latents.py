@@ -1,140 +1,75 @@
-"""Owns the store of encoded clips that transformers are trained on: made once from the world and a VAE, read at random.
+"""What transformers are trained on: stores of encoded clips with captions, whatever they were made of.
 
-Latents [n, F, C, h, w] in float16. Clip `i` is scene `i` of the split, or switch `i`, so captions are drawn afresh
-whenever a clip is read.
+Latents [n, F, C, h, w] in float16, read at random. `world_latents` and `video_latents` own the stores themselves.
 """
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Protocol
 
 import torch
-from pydantic import NonNegativeInt, model_validator
 from torch import Tensor
 
 from reward_forcing.config import unknown
-from reward_forcing.data.dataset import clip, wording, world_scene
-from reward_forcing.data.scenes import KINDS
-from reward_forcing.data.switches import switch_captions, switched_scene
-from reward_forcing.geometry import Geometry
-from reward_forcing.training.networks import load_vae
-from reward_forcing.training.shards import Manifest, read_shards, write_shards
+from reward_forcing.training.shards import MANIFEST
+from reward_forcing.training.video_latents import VideoLatents
+from reward_forcing.training.world_latents import WorldLatents
 
 
-class LatentsManifest(Manifest):
-    """What a store holds. vae: SHA-256 of the VAE's weights. frames: pixel frames of each clip.
+class Latents(Protocol):
+    """Encoded clips of one shape, found by number, with captions."""
 
-    first: the scene of clip 0; the others count up. kinds: the only kinds of scene, in turn; empty for all kinds.
-    switch_chunk: 0 for clips of one scene; otherwise each clip is a switch of prompts at a multiple of so many latent
-    frames, all places in turn.
-    """
-
-    split: Literal["train", "validation", "held_out"]
-    frames: int
-    size: int
-    vae: str
-    first: NonNegativeInt = 0
-    kinds: tuple[str, ...] = ()
-    switch_chunk: NonNegativeInt = 0
-
-    @model_validator(mode="after")
-    def _kinds_are_of_the_world(self) -> LatentsManifest:
-        for kind in self.kinds:
-            if kind not in KINDS:
-                raise ValueError(unknown("scene kind", kind, KINDS))
-        if self.kinds and self.switch_chunk:
-            raise ValueError("a store of switches takes all kinds of scene; leave kinds out")
-        return self
-
-    def kind(self, index: int) -> str | None:
-        """The kind of scene that clip `index` must have; None for any."""
-        return self.kinds[index % len(self.kinds)] if self.kinds else None
-
-    def switch(self, index: int, latent_frames: int) -> int:
-        """The latent frame at which clip `index` of `latent_frames` switches."""
-        places = (latent_frames - 1) // self.switch_chunk
-        return self.switch_chunk * (1 + index % places)
-
-
-def encode_world(vae: Path, out: Path, manifest: LatentsManifest, share: tuple[int, int] = (0, 1)) -> Iterator[int]:
-    """Encode part `share` (i of n) of a split of the world with the VAE in a folder; yields the shards done.
-
-    Raises ValueError if the clips are too short to switch inside.
-    """
-    encoder = load_vae(vae)
-    geometry = Geometry(manifest.size, manifest.size)
-    latent_frames = geometry.latent_frames_of(manifest.frames)
-    if manifest.switch_chunk >= latent_frames:
-        raise ValueError(
-            f"clips of {manifest.frames} frames have {latent_frames} latent frames: too short to switch after "
-            f"{manifest.switch_chunk}"
-        )
-
-    def pixels(item: int) -> Tensor:
-        scene = manifest.first + item
-        if not manifest.switch_chunk:
-            return clip(world_scene(scene, manifest.split, manifest.kind(item)), manifest.frames, manifest.size)
-        at = geometry.frames_of(manifest.switch(item, latent_frames))
-        return switched_scene(scene, manifest.split, at).clip(at, manifest.frames, manifest.size)
-
-    @torch.inference_mode()
-    def make(items: range) -> dict[str, Tensor]:
-        return {"latents": torch.cat([encoder.encode(pixels(item)[None])[0].half() for item in items])}
-
-    return write_shards(out, manifest, make, share)
-
-
-class WorldLatents:
-    """Encoded clips of the world, read at random; all of them are held in memory (43 kB a clip at 64 x 64 x 81)."""
-
-    def __init__(self, folder: Path) -> None:
-        """Open a store. Raises FileNotFoundError if it is missing or not complete."""
-        self.folder = folder
-        self.manifest, tensors = read_shards(folder, LatentsManifest, f"rforce data make --vae VAE --out {folder}")
-        self.latents = tensors["latents"]
-
-    def __len__(self) -> int:
-        return self.manifest.count
+    @property
+    def examples(self) -> tuple[str, ...]:
+        """A few captions to look at while a run lasts."""
+        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(F, C, h, w) of a clip."""
-        return tuple(self.latents.shape[1:])
+        ...
+
+    def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int], frames: int) -> Tensor:
         """Float32 latents [B, frames, C, h, w]: the first `frames` latent frames of each clip, a valid shorter clip."""
-        return self.latents[list(indices), :frames].float()
+        ...
 
     def caption(self, index: int, seed: int) -> str:
-        """A wording of clip `index`, chosen by `seed`."""
-        manifest = self.manifest
-        return wording(manifest.first + index, manifest.split, seed, manifest.kind(index))
+        """A caption of clip `index`, chosen by `seed`."""
+        ...
 
-    @property
-    def switches(self) -> list[int]:
-        """The latent frames at which clips of this store switch; empty if they hold one scene each."""
-        chunk = self.manifest.switch_chunk
-        return list(range(chunk, self.shape[0], chunk)) if chunk else []
 
-    def switching_at(self, frame: int) -> range:
-        """The clips that switch at latent frame `frame`, one of `switches`."""
-        return range(frame // self.manifest.switch_chunk - 1, len(self), len(self.switches))
+SOURCES: dict[str, Callable[[Path], Latents]] = {"world": WorldLatents, "videos": VideoLatents}
+"""The store of each `source` in a manifest; those of the world do not say it."""
 
-    def switch_captions(self, index: int, seed: int) -> tuple[str, str]:
-        """Wordings of clip `index` before and after its switch, chosen by `seed`."""
-        at = Geometry(self.manifest.size, self.manifest.size).frames_of(self.manifest.switch(index, self.shape[0]))
-        first, second = switch_captions(switched_scene(self.manifest.first + index, self.manifest.split, at), seed)
-        return first.text, second.text
+
+def open_latents(folder: Path) -> Latents:
+    """The store in a folder, of whichever source.
+
+    Raises FileNotFoundError if it is missing or not complete, ValueError for a source that is not known.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no latents in '{folder}' ({MANIFEST} is missing); make them: rforce data make --vae VAE (of the world) "
+            "or rforce data encode (of your videos)"
+        )
+    source = json.loads(path.read_text()).get("source", "world")
+    if source not in SOURCES:
+        raise ValueError(f"'{path}': {unknown('source of latents', source, SOURCES)}")
+    return SOURCES[source](folder)
 
 
 class JoinedLatents:
     """Several stores of clips of one shape, read as one."""
 
-    def __init__(self, stores: Sequence[WorldLatents]) -> None:
+    def __init__(self, stores: Sequence[Latents]) -> None:
         """Raises ValueError for stores of different shapes."""
         shapes = {store.shape for store in stores}
         if len(shapes) != 1:
@@ -146,19 +81,24 @@ class JoinedLatents:
         return self._starts[-1]
 
     @property
+    def examples(self) -> tuple[str, ...]:
+        """Those of the first store."""
+        return self.stores[0].examples
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(F, C, h, w) of a clip."""
         return self.stores[0].shape
 
-    def _place(self, index: int) -> tuple[WorldLatents, int]:
+    def _place(self, index: int) -> tuple[Latents, int]:
         store = bisect_right(self._starts, index) - 1
         return self.stores[store], index - self._starts[store]
 
     def read(self, indices: Sequence[int], frames: int) -> Tensor:
-        """Float32 latents [B, frames, C, h, w]; see `WorldLatents.read`."""
+        """Float32 latents [B, frames, C, h, w]; see `Latents.read`."""
         return torch.cat([store.read([place], frames) for store, place in map(self._place, indices)])
 
     def caption(self, index: int, seed: int) -> str:
-        """A wording of clip `index`, chosen by `seed`."""
+        """A caption of clip `index`, chosen by `seed`."""
         store, place = self._place(index)
         return store.caption(place, seed)

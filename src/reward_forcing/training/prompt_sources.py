@@ -11,8 +11,8 @@ from typing import Protocol
 
 from reward_forcing.data.dataset import wording
 from reward_forcing.data.switches import switch_captions, switched_scene
-from reward_forcing.training.flow_matching import SAMPLE_PROMPTS
 from reward_forcing.training.ode_pairs import read_prompts
+from reward_forcing.training.world_latents import SAMPLE_PROMPTS
 
 
 class PromptSource(Protocol):

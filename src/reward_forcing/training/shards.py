@@ -56,7 +56,7 @@ def write_shards(
     claim_store(out, manifest)
     for done, shard in enumerate(range(share[0], manifest.shards, share[1])):
         yield done
-        file = _shard_path(out, shard)
+        file = shard_path(out, shard)
         if not file.is_file():
             tensors = make(manifest.items(shard))
             write_whole(file, lambda temporary, tensors=tensors: save_file(tensors, temporary))
@@ -89,22 +89,29 @@ def read_manifest(folder: Path, manifest_class: type[M], made_by: str) -> M:
 
 
 def read_shards(folder: Path, manifest_class: type[M], made_by: str) -> tuple[M, dict[str, Tensor]]:
-    """The manifest and the tensors of a whole store, joined along their first axis.
+    """The manifest and the tensors of a whole store, joined along their first axis. Raises as `find_shards` does."""
+    manifest, files = find_shards(folder, manifest_class, made_by)
+    parts = [load_file(file) for file in files]
+    return manifest, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def find_shards(folder: Path, manifest_class: type[M], made_by: str) -> tuple[M, list[Path]]:
+    """The manifest of a whole store and where its shards lie.
 
     Raises FileNotFoundError, naming the command `made_by`, if the store is missing or lacks shards.
     """
     manifest = read_manifest(folder, manifest_class, made_by)
-    files = [_shard_path(folder, shard) for shard in range(manifest.shards)]
+    files = [shard_path(folder, shard) for shard in range(manifest.shards)]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(
             f"'{folder}' lacks {len(missing)} of {len(files)} shards, {missing[0]} first; run again: {made_by}"
         )
-    parts = [load_file(file) for file in files]
-    return manifest, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return manifest, files
 
 
-def _shard_path(folder: Path, shard: int) -> Path:
+def shard_path(folder: Path, shard: int) -> Path:
+    """Where shard number `shard` of a store lies."""
     return folder / f"shard_{shard:05d}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""The VAE stage: trains diffusers' `AutoencoderKLWan` on clips of the procedural world, short clips first.
+"""The VAE stage: trains diffusers' `AutoencoderKLWan` on clips of the world or of a folder, short ones first.
 
 The loss is foreground-weighted L1 + MSE + KL. A clip length of 1 teaches the image path, 5 and 9 the temporal one, and
 17 or more the steady state behind the zero-padded start.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from reward_forcing.config import Settings
-from reward_forcing.data.dataset import clip, world_scene
 from reward_forcing.models.vae import decode_parallel, encode_parallel
+from reward_forcing.training.clip_sources import ClipSource, FolderClips, WorldClips
 from reward_forcing.training.networks import load_vae
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.settings import StageSettings
@@ -60,19 +61,40 @@ class VaeStageSettings(StageSettings):
     """Settings of the VAE stage.
 
     init: a VAE's folder to start from, in place of a fresh `model`. phases: clip lengths in frames and global batches.
-    size: of the frames, in pixels.
+    size: of the frames, in pixels; (height, width) where they are not square, which those of the world are. videos: a
+    folder of videos and images to train on, at `fps`, in place of the world; its last `validation_clips` files are kept
+    to validate with.
     """
 
     stage: Literal["vae"] = "vae"
     model: VaeSettings = VaeSettings()
     init: Path | None = None
-    size: int = 64
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = 64
+    videos: Path | None = None
+    fps: PositiveFloat = 16.0
     phases: tuple[Phase, ...]
     kl_weight: float = 1e-4
     mse_weight: float = 2.0
     foreground_weight: float = 5.0
-    validation_clips: int = 16
-    validation_frames: int = 33
+    validation_clips: PositiveInt = 16
+    validation_frames: PositiveInt = 33
+
+    @model_validator(mode="after")
+    def _the_world_is_square(self) -> Self:
+        if self.videos is None and not isinstance(self.size, int):
+            raise ValueError(f"the world's frames are square: size must be one number, got {self.size}")
+        return self
+
+    def source(self) -> ClipSource:
+        """Where clips come from. Raises as `FolderClips` does."""
+        if self.videos is None:
+            assert isinstance(self.size, int), self.size
+            return WorldClips(self.size)
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        longest = max(phase.frames for phase in self.phases)
+        # the statistics of latents are taken of training clips as long as those of validation
+        longest = max(longest, self.validation_frames)
+        return FolderClips(self.videos, self.fps, size, longest, self.validation_clips, self.validation_frames)
 
 
 class VaeStage(Stage[VaeStageSettings]):
@@ -82,6 +104,7 @@ class VaeStage(Stage[VaeStageSettings]):
 
     def __init__(self, settings: VaeStageSettings, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(settings, seed, rank, world_size, device)
+        self.source = settings.source()
         torch.manual_seed(seed)
         vae = settings.model.build() if settings.init is None else load_vae(settings.init).vae.train()
         self.vae = vae.requires_grad_(True).to(device)  # pyright: ignore[reportArgumentType] diffusers wraps `to` without its types
@@ -121,13 +144,8 @@ class VaeStage(Stage[VaeStageSettings]):
         return loss, {"l1": l1.detach(), "kl": kl.detach(), "psnr": psnr, "frames": float(phase.frames)}
 
     def _clips(self, generators: Iterable[torch.Generator], frames: int) -> Tensor:
-        """A clip [B, T, 3, H, W] for each generator: a random training scene from a random moment on."""
-        clips = []
-        for generator in generators:
-            scene = int(torch.randint(2**40, (), generator=generator))
-            start = int(torch.randint(160, (), generator=generator))
-            clips.append(clip(world_scene(scene), frames, self.settings.size, start))
-        return torch.stack(clips).to(self.device)
+        """A random training clip [B, T, 3, H, W] for each generator."""
+        return torch.stack([self.source.training(generator, frames) for generator in generators]).to(self.device)
 
     def _weights(self, frames: Tensor) -> Tensor:
         """Weight [B, T, 1, H, W]: foreground pixels, those far from the median of their row, count more."""
@@ -136,8 +154,8 @@ class VaeStage(Stage[VaeStageSettings]):
         return 1 + (self.settings.foreground_weight - 1) * foreground.to(frames)
 
     def _validation(self, count: int) -> Tensor:
-        frames, size = self.settings.validation_frames, self.settings.size
-        return torch.stack([clip(world_scene(i, "validation"), frames, size) for i in range(count)]).to(self.device)
+        frames = self.settings.validation_frames
+        return torch.stack([self.source.validation(number, frames) for number in range(count)]).to(self.device)
 
     @torch.no_grad()
     def _reconstruct(self, frames: Tensor) -> Tensor:
@@ -145,7 +163,7 @@ class VaeStage(Stage[VaeStageSettings]):
         return torch.cat(pieces).float().clamp(0, 1)
 
     def metrics(self, step: int) -> dict[str, Tensor | float]:
-        """Mean over clips of the PSNR in dB, on validation scenes."""
+        """Mean over clips of the PSNR in dB, on validation clips."""
         frames = self._validation(self.settings.validation_clips)
         error = (self._reconstruct(frames) - frames).square().mean(dim=(1, 2, 3, 4))
         return {"validation_psnr": (-10 * torch.log10(error)).mean()}
