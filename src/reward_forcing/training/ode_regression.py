@@ -57,6 +57,11 @@ class OdeRegressionSettings(StageSettings):
     clean_chunks: bool = True
     validation: float = Field(0.05, ge=0, lt=1)
 
+    def pattern(self, frames: int) -> AttentionPattern:
+        """Who sees whom in a pair of `frames` frames; with a clean context over as many clean frames before them."""
+        mask = teacher_forcing if self.context == "clean" else block_causal
+        return mask(frames, self.chunk_frames, self.window_frames)
+
 
 def regression_errors(
     denoiser: Denoiser,
@@ -111,8 +116,7 @@ class OdeRegressionStage(Stage[OdeRegressionSettings]):
         self.is_clean = settings.context == "clean"
         if self.is_clean and self.pairs.causal:
             check_sees_what_the_teacher_saw(settings, self.pairs.causal, self.frames)
-        mask = teacher_forcing if self.is_clean else block_causal
-        self.pattern = mask(self.frames, settings.chunk_frames, settings.window_frames)
+        self.pattern = settings.pattern(self.frames)
         self.prompts = PromptEncoder(settings.text, device)
         self.network = load_transformer(settings.init, device, settings.train.compile)
         if self.network.config["in_channels"] != channels:
