@@ -126,6 +126,7 @@ def test_a_causal_pair_is_the_causal_ode_from_the_same_noise_as_a_bidirectional_
     about = json.loads(store._source._store.read(index)["json"])  # type: ignore[union-attr]
     assert about["causal"]["context"] == held.causal.context  # type: ignore[union-attr]
     assert about["causal"]["cache"]["chunk_frames"] == 1
+    assert about.get("clip") == (0 if given else None)
     assert store.summary().endswith(f"; causal, chunks of 1 given {'data' if given else 'its own'} in all frames")
 
 
@@ -190,6 +191,7 @@ def test_the_negative_prompt_is_what_guidance_leads_away_from(tiny_model_folder:
         ({"denoising_steps": (500, 1000)}, "must decrease strictly"),
         ({"latent_shape": (3, 5, 4, 4)}, "takes latents of 4 channels"),
         ({"causal": {"cache": {"chunk_frames": 2}}}, "3 latent frames are no whole chunks of 2"),
+        ({"causal": {"cache": {"chunk_frames": 3}, "context": "a"}, "prompts": "b"}, "come with their own captions"),
     ],
 )
 def test_what_cannot_be_made_is_refused(tiny_model_folder: Path, tmp_path: Path, changes: Any, says: str) -> None:

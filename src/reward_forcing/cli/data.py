@@ -172,8 +172,6 @@ def ode_pairs(
     lines = read_prompts(prompts) if prompts else ()
     if not causal and (cache or context):
         raise ValueError("--cache and --context are for a causal teacher: say --causal, or leave them out")
-    if context and prompts:
-        raise ValueError("the clips of --context come with their own captions; leave --prompts out")
     manifest = OdePairsManifest.model_validate(
         {"count": count or len(lines) or 500, "shard_size": shard_size, "teacher": weights_hash(teacher),
          "latent_shape": _whole_numbers("--latent-shape", latent_shape, 4), "steps": steps, "shift": shift,

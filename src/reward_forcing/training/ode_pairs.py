@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt, model_validator
@@ -67,7 +68,7 @@ class OdePairsManifest(Manifest):
     and the clean end. (The Self Forcing reference solves with shift 8, guidance 6 and 48 steps, then samples with
     shift 5; we keep one shift for both.) prompts: SHA-256 of the list of prompts, empty for the world's captions.
     causal: how a causal teacher streamed; None for a bidirectional one, which solves for all frames together.
-    Raises ValueError for steps that miss the student's, and frames that are no whole chunks of a causal teacher.
+    Raises ValueError for steps that miss the student's, and for frames and prompts that do not fit a causal teacher.
     """
 
     teacher: str
@@ -88,10 +89,12 @@ class OdePairsManifest(Manifest):
         return self
 
     @model_validator(mode="after")
-    def _frames_are_whole_chunks(self) -> OdePairsManifest:
+    def _fits_a_causal_teacher(self) -> OdePairsManifest:
         frames = self.latent_shape[0]
         if self.causal and frames % self.causal.cache.chunk_frames:
             raise ValueError(f"{frames} latent frames are no whole chunks of {self.causal.cache.chunk_frames}")
+        if self.causal and self.causal.context and self.prompts:
+            raise ValueError("the clips of a causal teacher's context come with their own captions; leave prompts out")
         return self
 
     def kept(self) -> list[int]:
@@ -230,9 +233,10 @@ def make_ode_pairs(
                 if not solved[row].isfinite().all():
                     raise ValueError(f"the teacher's ODE diverges for {prompt(item)!r}; lower guidance or raise steps")
                 tensors = {TRAJECTORY: solved[row].contiguous()}
-                if given is not None:
-                    tensors[CONTEXT] = given[row].half().contiguous()
-                yield {MEMBER: save(tensors), "json": _about(manifest, item, prompt(item))}
+                about = {"prompt": prompt(item), **_about(manifest, item)}
+                if clips is not None and given is not None:
+                    tensors[CONTEXT], about["clip"] = given[row].half().contiguous(), item % len(clips)
+                yield {MEMBER: save(tensors), "json": json.dumps(about, ensure_ascii=False).encode()}
 
     return write_tar_shards(out, manifest, make, share)
 
@@ -250,12 +254,11 @@ def _context_of(folder: Path | None, manifest: OdePairsManifest) -> WorldLatents
     return clips
 
 
-def _about(manifest: OdePairsManifest, item: int, prompt: str) -> bytes:
-    """What pair `item` was made of, as JSON; seed and draw are those of its `SeededNoise`."""
+def _about(manifest: OdePairsManifest, item: int) -> dict[str, Any]:
+    """What pair `item` was made of besides its prompt; seed and draw are those of its `SeededNoise`."""
     told = {"teacher", "steps", "shift", "guidance", "negative_prompt"} | ({"causal"} if manifest.causal else set())
     made_of = manifest.model_dump(mode="json", include=told)
-    pair = {"prompt": prompt, "seed": item, "draw": manifest.seed, "timesteps": manifest.timesteps()}
-    return json.dumps(pair | made_of, ensure_ascii=False).encode()
+    return {"seed": item, "draw": manifest.seed, "timesteps": manifest.timesteps()} | made_of
 
 
 class OdePairs:
