@@ -15,6 +15,7 @@ from reward_forcing.flow import (
     sigma_table,
     velocity_to_x0,
     warp_denoising_steps,
+    widen,
     x0_to_velocity,
 )
 
@@ -55,6 +56,11 @@ def test_each_frame_gets_its_own_sigma():
 def test_sigma_that_does_not_fit_the_leading_axes_is_refused(sigma):
     with pytest.raises(ValueError, match=r"expand a per-frame \[F\] to \[B, F\]"):
         add_noise(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), sigma)
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")])
+def test_widening_never_loses_digits(dtype, wide):
+    assert widen(torch.ones(2, dtype=getattr(torch, dtype))).dtype == getattr(torch, wide)
 
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])

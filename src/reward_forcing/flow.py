@@ -79,6 +79,11 @@ def euler_step(x: Tensor, velocity: Tensor, sigma: float | Tensor, sigma_next: f
     return x + (_align(sigma_next, x) - _align(sigma, x)) * velocity
 
 
+def widen(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is in float64: what x0 and the sink are computed in, whatever a network computes in."""
+    return x.to(_working_dtype(x))
+
+
 def nearest_sigma(timestep: Tensor, table: Tensor) -> Tensor:
     """Sigma of the table entry whose timestep lies nearest, shaped like `timestep`; the noisier one on a tie.
 

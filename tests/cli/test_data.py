@@ -51,6 +51,20 @@ def test_a_file_gives_the_prompts_and_their_number(
     assert "another store (prompts: " in capsys.readouterr().err
 
 
+def test_a_causal_teacher_is_told_by_the_manifest(
+    model: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pairs"
+    changes = ("chunk_frames=1", "window_frames=2", "sink={kind: static, frames: 1}")
+    cache = ["--causal", *(word for change in changes for word in ("--cache", change))]
+    assert run(*model, "--out", out, "--count", 2, *cache) == 0
+    assert "causal, chunks of 1 given its own in a window of 2 with 1 static sink frames" in capsys.readouterr().out
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["causal"]["cache"]["sink"] == {"kind": "static", "frames": 1}
+    assert run(*model, "--out", out, "--count", 2) == 2
+    assert "holds another store (causal: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -59,6 +73,9 @@ def test_a_file_gives_the_prompts_and_their_number(
         (["--steps", "3"], "do not lie on 3 ODE steps"),
         (["--prompts", "none.txt"], "no file of prompts 'none.txt'"),
         (["--share", "2/2"], "--share must be i/n"),
+        (["--cache", "window_frames=2"], "--cache and --context are for a causal teacher"),
+        (["--causal", "--cache", "chunk_frames=2"], "3 latent frames are no whole chunks of 2"),
+        (["--causal", "--context", "nowhere"], "no .safetensors weights in 'nowhere'"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -49,10 +49,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rforce(folder, "data", "make", "--vae", vae, "--out", str(runs / "latents/switches"), *switches)
     train("3_teacher")
     parts = ("--teacher", str(runs / "3_teacher/final/transformer"), "--text", str(runs / "2_text_encoder/final"))
-    rforce(folder, "data", "ode-pairs", *parts, "--out", str(runs / "ode_pairs"), "--latent-shape", "6,8,4,4",
-           "--count", "8", "--steps", "8", "--shard-size", "4")  # fmt: skip
-    for name in ("4_ode", "5_causal", "6_dmd", "7_re_dmd"):
+    sizes = ("--latent-shape", "6,8,4,4", "--count", "8", "--steps", "8", "--shard-size", "4")
+    rforce(folder, "data", "ode-pairs", *parts, "--out", str(runs / "ode_pairs"), *sizes)
+    for name in ("4_ode", "5_causal", "6_dmd", "7_re_dmd", "causal_teacher"):
         train(name)
+    parts = ("--teacher", str(runs / "causal_teacher/final/transformer"), "--text", str(runs / "2_text_encoder/final"))
+    given = ("--causal", "--cache", "chunk_frames=2", "--context", str(runs / "latents/train"))
+    rforce(folder, "data", "ode-pairs", *parts, *given, "--out", str(runs / "ode_pairs_causal"), *sizes)
+    train("ode_from_causal")
     return folder
 
 
@@ -62,6 +66,7 @@ def test_every_stage_learns_something_finite(trained: Path) -> None:
         ("1_vae", "vae/loss"), ("2_text_encoder", "text_encoder/loss"), ("3_teacher", "transformer/loss"),
         ("4_ode", "generator/loss"), ("5_causal", "transformer/loss"), ("6_dmd", "generator/loss"),
         ("7_re_dmd", "generator/loss"), ("7_re_dmd", "generator/reward"), ("7_re_dmd", "validation/reward/text"),
+        ("causal_teacher", "validation/loss"), ("ode_from_causal", "validation/explained"),
     ):  # fmt: skip
         values = losses(runs / name, key)
         assert values, f"{name} logged no {key}"
@@ -70,6 +75,7 @@ def test_every_stage_learns_something_finite(trained: Path) -> None:
     assert sum(vae[140:160]) < 0.75 * sum(vae[:20]), "within the phase of single frames the loss falls"
     text = losses(runs / "2_text_encoder", "text_encoder/loss")
     assert text[-1] < 0.8 * text[0]
+    assert list((runs / "causal_teacher/samples").iterdir()), "a causal network streams its samples"
     teacher = losses(runs / "3_teacher", "transformer/loss")
     assert sum(teacher[24:30]) < 0.9 * sum(teacher[:6])
 

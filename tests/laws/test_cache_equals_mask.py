@@ -37,16 +37,18 @@ def test_cached_clean_passes_equal_one_block_causal_forward(tiny_dit, window, re
     torch.testing.assert_close(cache.values, kv.values, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 3, 5, 6])
 @torch.no_grad()
-def test_a_noisy_pass_over_a_clean_cache_equals_the_teacher_forcing_forward(tiny_dit):
+def test_a_noisy_pass_over_a_clean_cache_equals_the_teacher_forcing_forward(tiny_dit, window):
     network = tiny_dit()
     clean, noisy = torch.randn(2, 2, FRAMES, 4, 4, 6)
     timestep = 1000 * torch.rand(2, FRAMES)
     text = network.encode_text(torch.randn(2, 5, 12))
     both, times = torch.cat([clean, noisy], dim=1), torch.cat([torch.zeros(2, FRAMES), timestep], dim=1)
-    forced, kv = network(both, times, text, pattern=teacher_forcing(FRAMES, CHUNK), want_kv=True)
+    forced, kv = network(both, times, text, pattern=teacher_forcing(FRAMES, CHUNK, window), want_kv=True)
     for start, stop in CHUNKS:
-        past = past_of(kv, 0, start, stop, shift=0)
+        first = 0 if window is None else min(start, max(0, stop - window))
+        past = past_of(kv, first, start, stop, shift=0)
         positions = torch.arange(start, stop)
         out, _ = network(noisy[:, start:stop], timestep[:, start:stop], text, past=past, positions=positions)
         torch.testing.assert_close(out, forced[:, FRAMES + start : FRAMES + stop], atol=1e-5, rtol=1e-5)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rollout.toy import SHAPE, SIGMAS, ToyDenoiser, tiny_denoiser, tiny_text, tiny_wan, toy_text
 from torch import Tensor
 
-from reward_forcing.models.attention import KV, Prediction
+from reward_forcing.models.attention import KV, Past, Prediction, TextContext
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import block_causal
 from reward_forcing.rollout import SINKS, CacheSettings, EmaSink, KVCache, NoSink, Rollout, SeededNoise, StaticSink
@@ -209,3 +209,66 @@ def test_checkpointed_gradients_equal_plain_ones(sink):
     for name, gradient in plain.items():
         assert gradient.abs().max() > 0 or gradient.numel() == 0, name
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@dataclass
+class Replayed:
+    """A denoiser whose denoising passes see the inputs of its first life again, whatever later lives ask it."""
+
+    denoiser: Denoiser
+    inputs: list[Tensor] = field(default_factory=list)
+    asked: int = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor, text: TextContext, past: Past | None = None, want_kv: bool = False):
+        if not want_kv:
+            if self.asked == len(self.inputs):
+                self.inputs.append(x)
+            x, self.asked = self.inputs[self.asked], self.asked + 1
+        return self.denoiser(x, sigma, text, past, want_kv)
+
+    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
+        return self.denoiser.rotate(past, latent_size)
+
+
+@pytest.mark.parametrize("sigmas", [(1.0,), SIGMAS], ids=["one step", "three steps"])
+@pytest.mark.parametrize("window", [4, 6])
+@pytest.mark.parametrize("sink", [EmaSink(frames=2, alpha=0.7), EmaSink(frames=3, alpha=0.7), NoSink()], ids=repr)
+def test_gradients_through_a_clean_cache_match_finite_differences(sigmas, window, sink):
+    """In float64 and through several evictions, along random directions and in the keys and values alone.
+
+    A pass's input is no function of the weights, by the method: it is the same on both sides of a difference.
+    """
+    cache = CacheSettings(window_frames=max(window, sink.frames + 2), chunk_frames=2, sink=sink)
+    network = tiny_wan().double()
+    replayed = Replayed(Denoiser(network))
+    embeddings = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1)).double()
+
+    def loss() -> Tensor:
+        replayed.asked = 0
+        schedule, text = chunkwise(sigmas, grad_from=0), network.encode_text(embeddings)
+        rollout = Rollout(replayed, schedule, KVCache.empty(cache), SeededNoise((3,)), text, SHAPE,
+                          dtype=torch.float64, kv_grad="clean")  # fmt: skip
+        out = video(rollout, 6)
+        assert rollout.state.cache.sink_updates >= (2 if sink.frames else 0)
+        assert rollout.state.cache.evicted >= 4
+        return (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(0))).mean()
+
+    parameters = dict(network.named_parameters())
+    gradients = dict(zip(parameters, torch.autograd.grad(loss(), list(parameters.values())), strict=True))
+    cached = [name for name in parameters if "attn1.to_k" in name or "attn1.to_v" in name]
+    for seed, names in enumerate([list(parameters), list(parameters), cached]):
+        generator = torch.Generator().manual_seed(seed)
+        along = {name: torch.randn(parameters[name].shape, generator=generator).double() for name in names}
+
+        @torch.no_grad()
+        def moved(step: float, along: dict[str, Tensor] = along) -> float:
+            for name, direction in along.items():
+                parameters[name].add_(step * direction)
+            value = loss().item()
+            for name, direction in along.items():
+                parameters[name].sub_(step * direction)
+            return value
+
+        difference = (moved(1e-5) - moved(-1e-5)) / 2e-5
+        slope = sum((gradients[name] * direction).sum().item() for name, direction in along.items())
+        assert slope == pytest.approx(difference, rel=1e-6)

@@ -49,6 +49,15 @@ def test_teacher_forcing_shows_a_noisy_chunk_itself_and_the_clean_frames_before(
     assert torch.equal(noisy[:, :frames], own[:, None] > own[None])
 
 
+@given(frames=st.integers(1, 12), chunk=small, window=st.integers(4, 8))
+def test_a_window_hides_the_same_frames_from_clean_and_noisy_chunks(frames, chunk, window):
+    clean, noisy = teacher_forcing(frames, chunk, window).dense().split(frames)
+    assert torch.equal(clean[:, :frames], block_causal(frames, chunk, window).dense())
+    own = (torch.arange(frames) // chunk)[:, None] == torch.arange(frames) // chunk
+    assert torch.equal(noisy[:, :frames] | own, clean[:, :frames])
+    assert not (noisy[:, :frames] & own).any()
+
+
 def test_impossible_patterns_are_refused():
     with pytest.raises(ValueError, match="window must hold at least one chunk of 3 frames, got 2"):
         block_causal(9, 3, window=2)

@@ -9,7 +9,7 @@ import torch
 from rollout.toy import SHAPE, SIGMAS, ToyDenoiser, toy_text
 from torch import Tensor
 
-from reward_forcing.flow import add_noise
+from reward_forcing.flow import add_noise, euler_step, ode_sigmas, x0_to_velocity
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.noise import SeededNoise
 from reward_forcing.rollout.rollout import Chunk, Rollout
@@ -77,6 +77,24 @@ def test_a_chunk_is_re_noised_with_a_fresh_draw_after_every_pass_but_its_last():
         if step + 1 < len(SIGMAS):
             x = add_noise(x0, NOISE(0, step + 1, (2, *SHAPE)), SIGMAS[step + 1])
     torch.testing.assert_close(chunk.latents, x0)
+
+
+def test_without_fresh_noise_a_chunk_follows_the_flow_ode_to_its_clean_end():
+    asked: list[tuple[int, int]] = []
+
+    def noise(chunk: int, draw: int, shape: Sequence[int]) -> Tensor:
+        asked.append((chunk, draw))
+        return NOISE(chunk, draw, shape)
+
+    denoiser, sigmas = ToyDenoiser(), ode_sigmas(5, 3.0)
+    chunks = take(make(denoiser, schedule=chunkwise(sigmas[:-1].tolist(), fresh_noise=False), noise=noise), 2)
+    x = NOISE(0, 0, (2, *SHAPE))
+    for call, sigma, sigma_next in zip(denoiser.calls, sigmas, sigmas[1:], strict=False):
+        torch.testing.assert_close(call.x, x)
+        x0 = 0.5 * (1 - sigma / 2) * x
+        x = euler_step(x, x0_to_velocity(x, x0, sigma), sigma, sigma_next)
+    torch.testing.assert_close(chunks[0], x)
+    assert asked == [(0, 0), (1, 0)], "nothing is drawn but the initial noise"
 
 
 def test_the_last_chunks_clean_pass_waits_until_it_is_needed():

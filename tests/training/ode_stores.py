@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.training.ode_pairs import MEMBER, TRAJECTORY, OdePairsManifest
+from reward_forcing.training.ode_pairs import CONTEXT, MEMBER, TRAJECTORY, OdePairsManifest
 from reward_forcing.training.ode_regression import OdeRegressionSettings, OdeRegressionStage
 from reward_forcing.training.tar_shards import write_tar_shards
 
@@ -32,16 +32,22 @@ def write_lmdb(folder: Path, latents: np.ndarray, prompts: Sequence[str], **chan
     return folder
 
 
-def write_tars(folder: Path, trajectories: Tensor, timesteps: Sequence[float]) -> Path:
-    """Our own store of [n, K, F, C, h, w], in shards of two; its pairs say `timesteps`, whatever the manifest says."""
+def write_tars(
+    folder: Path, trajectories: Tensor, timesteps: Sequence[float], context: Tensor | None = None, **changes: Any
+) -> Path:
+    """Our own store of [n, K, F, C, h, w], in shards of two; its pairs say `timesteps`, whatever the manifest says.
+
+    context: [n, F, C, h, w], the clean frames that a causal teacher was given. changes: of the manifest.
+    """
     manifest = OdePairsManifest.model_validate(
         {"count": len(trajectories), "shard_size": 2, "teacher": "none", "latent_shape": trajectories.shape[2:],
-         "steps": 1000, "denoising_steps": [1000 - i for i in range(trajectories.shape[1] - 1)]}
+         "steps": 1000, "denoising_steps": [1000 - i for i in range(trajectories.shape[1] - 1)]} | changes
     )  # fmt: skip
     about = {"prompt": "a red ball bounces", "timesteps": list(timesteps)}
 
     def make(items: range) -> list[dict[str, bytes]]:
-        pieces = [{TRAJECTORY: trajectories[item].half().contiguous()} for item in items]
+        named = {TRAJECTORY: trajectories} | ({} if context is None else {CONTEXT: context})
+        pieces = [{name: tensor[item].half().contiguous() for name, tensor in named.items()} for item in items]
         return [{MEMBER: save(piece), "json": json.dumps(about).encode()} for piece in pieces]
 
     list(write_tar_shards(folder, manifest, make))

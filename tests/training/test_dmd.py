@@ -10,6 +10,7 @@ from torch import Tensor
 from toy_rewards import BrightnessRater
 
 from reward_forcing.logs import JsonLines
+from reward_forcing.rollout.sinks import EmaSink
 from reward_forcing.training.dmd import DmdStage
 from reward_forcing.training.prompts import PromptTimeline
 from reward_forcing.training.re_dmd import ReDmdSettings, ReDmdStage, RunningScale
@@ -44,17 +45,76 @@ def loss_of(stage: DmdStage, role: str = "generator", step: int = 0) -> tuple[Te
     return loss, dict(metrics)
 
 
+def rolled_out(stage: DmdStage, role: str = "generator", step: int = 0) -> int:
+    """The latent frames that `loss_of` rolls out: the first two draws are the exit step and the switch."""
+    shared = Draw.at(3, role, step).shared
+    torch.randint(len(stage.sigmas), (), generator=shared)
+    stage._switch(shared)
+    return stage._frames(shared)
+
+
 def with_weights(stage: DmdStage, weights: list[float], role: str = "generator") -> float:
     """The role's loss with these weights of its samples."""
     stage.weight = lambda role, rolled, captions: (torch.tensor(weights), {})  # type: ignore[method-assign]
     return loss_of(stage, role)[0].item()
 
 
+@pytest.fixture
+def gates(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Ones that evicted frames are multiplied with before the sink absorbs them, in turn: keys, values, keys, .."""
+    gates: list[Tensor] = []
+    absorb = EmaSink.absorb
+
+    def gated(self: EmaSink, sink: Tensor, evicted: Tensor, slot: int) -> Tensor:
+        gates.append(torch.ones((), requires_grad=True))
+        return absorb(self, sink, gates[-1] * evicted, slot)
+
+    monkeypatch.setattr(EmaSink, "absorb", gated)
+    return gates
+
+
 @pytest.mark.parametrize("stage_class", [DmdStage, ReDmdStage])
-def test_a_training_rollout_evicts_and_updates_the_sink(make: Make, stage_class: type[DmdStage]) -> None:
-    """Chunks of 2 in a window of 6 with a sink of 2: of 10 frames, the commits of chunks 2 and 3 evict."""
-    _, metrics = loss_of(make(stage_class))
-    assert metrics["sink_updates"] == 2
+@pytest.mark.parametrize("longest", [None, 16])
+def test_a_training_step_evicts_and_updates_the_sink(
+    make: Make, gates: list[Tensor], stage_class: type[DmdStage], longest: int | None
+) -> None:
+    """Chunks of 2 in a window of 6 with a sink of 2: the commits of all chunks from the third to the last but one."""
+    stage, seen = make(stage_class, longest_frames=longest), set()
+    for step, role in ((0, "generator"), (0, "fake_score"), (2, "generator"), (2, "fake_score")):
+        gates.clear()
+        _, metrics = loss_of(stage, role, step)
+        chunks = rolled_out(stage, role, step) // 2
+        assert len(gates) == 2 * (chunks - 3), "counted where the sink absorbs"
+        assert metrics.get("sink_updates", chunks - 3) == chunks - 3, "and as the log tells it"
+        seen.add(chunks)
+    assert seen == {5} if longest is None else max(seen) > 5
+
+
+@pytest.mark.parametrize(("stage_class", "changes"), [(DmdStage, {}), (ReDmdStage, {"group": 2})])
+@pytest.mark.parametrize("longest", [None, 16])
+@pytest.mark.parametrize(("kv_grad", "reaches"), [("none", False), ("clean", True)])
+def test_the_loss_reaches_early_chunks_through_the_sink_only_where_asked(
+    make: Make,
+    gates: list[Tensor],
+    stage_class: type[DmdStage],
+    changes: dict[str, Any],
+    longest: int | None,
+    kv_grad: str,
+    reaches: bool,
+) -> None:
+    """The first gates are those of chunk 1, which has left the window when the last chunk is generated."""
+    stage = make(stage_class, kv_grad=kv_grad, longest_frames=longest, **changes)
+    loss_of(stage, step=1)[0].backward()
+    assert len(gates) == rolled_out(stage, step=1) - 6 > (4 if longest else 2)
+    assert [gate.grad is not None and gate.grad.abs().item() > 1e-9 for gate in gates] == len(gates) * [reaches]
+
+
+def test_a_run_logs_how_often_the_sink_changed(make: Make, tmp_path: Path) -> None:
+    Trainer(make(longest_frames=16), tmp_path / "run").run()
+    rows = JsonLines(tmp_path / "run/log.jsonl").rows()
+    stage = make(longest_frames=16)
+    logged = [row["generator/sink_updates"] for row in rows if "generator/sink_updates" in row]
+    assert logged == [rolled_out(stage, step=step) // 2 - 3 for step in (0, 2)]
 
 
 def test_re_dmd_weights_each_sample_by_its_own_reward(make: Make) -> None:

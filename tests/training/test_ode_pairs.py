@@ -19,8 +19,10 @@ from reward_forcing.flow import ode_sigmas
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout.noise import SeededNoise
+from reward_forcing.training.world_latents import LatentsManifest, WorldLatents
 from reward_forcing.training.networks import load_transformer
 from reward_forcing.training.ode_pairs import (
+    CausalTeacher,
     LmdbSettings,
     OdePair,
     OdePairs,
@@ -30,8 +32,8 @@ from reward_forcing.training.ode_pairs import (
     read_prompts,
 )
 from reward_forcing.training.prompts import PromptEncoder
-from reward_forcing.training.sampling import ode_trajectory
-from reward_forcing.training.shards import weights_hash
+from reward_forcing.training.sampling import causal_trajectory, ode_trajectory
+from reward_forcing.training.shards import weights_hash, write_shards
 
 SHAPE = (3, 4, 4, 4)
 CPU = torch.device("cpu")
@@ -86,6 +88,66 @@ def test_two_processes_make_what_one_makes_byte_by_byte(tiny_model_folder: Path,
     assert len(list(tmp_path.iterdir())) == 4
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of four clips of the world's first scenes, of noise in place of encoded frames."""
+    held = LatentsManifest(count=4, split="train", frames=13, size=32, vae="none")
+    latents = torch.randn(4, 4, 4, 4, 4, generator=torch.Generator().manual_seed(2)).half()
+    out = tmp_path_factory.mktemp("clips")
+    list(write_shards(out, held, lambda items: {"latents": latents[list(items)]}))
+    return out
+
+
+def causal(model: Path, context: str = "", **changes: Any) -> OdePairsManifest:
+    cache = {"window_frames": None, "chunk_frames": 1, "sink": {"kind": "none"}}
+    return manifest(model, causal={"cache": cache, "context": context}, **changes)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["its own chunks", "data"])
+def test_a_causal_pair_is_the_causal_ode_from_the_same_noise_as_a_bidirectional_one(
+    tiny_model_folder: Path, made: Path, clips: Path, tmp_path: Path, given: bool
+) -> None:
+    held = causal(tiny_model_folder, weights_hash(clips) if given else "")
+    context = clips if given else None
+    store, index = make(tiny_model_folder, tmp_path / "pairs", held, context=context, batch=2), 4
+    network, encode = load_transformer(tiny_model_folder / "transformer", CPU), PromptEncoder(tiny_model_folder, CPU)
+    clip, prompt = WorldLatents(clips).read([0], 3), wording(0 if given else index, "train", 3)
+    text, null = (network.encode_text(encode([each])) for each in (prompt, ""))
+    noise, cache = SeededNoise((index,))(0, 3, SHAPE), CausalTeacher.model_validate(held.causal).cache
+    how = (text, null, ode_sigmas(4, 5.0), 2.0, cache, range(5), clip if given else None)
+    expected = causal_trajectory(Denoiser(network), noise, *how)[0]
+    pair = store.read(index)
+    assert pair.prompt == prompt, "pair 4 is given clip 0 of 4, with its caption"
+    torch.testing.assert_close(pair.trajectory.float(), expected, atol=2e-3, rtol=2e-3)
+    assert torch.equal(pair.context, clip[0].half() if given else pair.trajectory[-1])
+    bidirectional = OdePairs(made).read(index)
+    assert torch.equal(pair.trajectory[0], bidirectional.trajectory[0])
+    assert (pair.trajectory[-1] - bidirectional.trajectory[-1]).abs().max() > 0.1
+    about = json.loads(store._source._store.read(index)["json"])  # type: ignore[union-attr]
+    assert about["causal"]["context"] == held.causal.context  # type: ignore[union-attr]
+    assert about["causal"]["cache"]["chunk_frames"] == 1
+    assert about.get("clip") == (0 if given else None)
+    assert store.summary().endswith(f"; causal, chunks of 1 given {'data' if given else 'its own'} in all frames")
+
+
+def test_causal_pairs_are_made_in_parts_and_resumed_like_others(
+    tiny_model_folder: Path, clips: Path, tmp_path: Path
+) -> None:
+    held = causal(tiny_model_folder, weights_hash(clips))
+    make(tiny_model_folder, tmp_path / "whole", held, context=clips)
+    make(tiny_model_folder, tmp_path / "whole", held, context=clips)
+    for part in (1, 0):
+        folder = (tiny_model_folder / "transformer", tiny_model_folder, tmp_path / "parts")
+        list(make_ode_pairs(*folder, held, (part, 2), context=clips))
+    whole, parts = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("whole", "parts"))
+    assert whole == parts
+    assert len(whole) == 4
+    with pytest.raises(ValueError, match="holds another store"):
+        make(tiny_model_folder, tmp_path / "whole", causal(tiny_model_folder))
+    with pytest.raises(ValueError, match="not the context of the manifest"):
+        make(tiny_model_folder, tmp_path / "whole", held)
+
+
 def test_prompts_of_a_file_come_in_turn_with_noise_of_their_own(tiny_model_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a red ball\n\n  ein grüner Ball \n", encoding="utf-8")
@@ -128,11 +190,22 @@ def test_the_negative_prompt_is_what_guidance_leads_away_from(tiny_model_folder:
         ({"steps": 6}, r"denoising steps \[750, 250\] do not lie on 6 ODE steps"),
         ({"denoising_steps": (500, 1000)}, "must decrease strictly"),
         ({"latent_shape": (3, 5, 4, 4)}, "takes latents of 4 channels"),
+        ({"causal": {"cache": {"chunk_frames": 2}}}, "3 latent frames are no whole chunks of 2"),
+        ({"causal": {"cache": {"chunk_frames": 3}, "context": "a"}, "prompts": "b"}, "come with their own captions"),
     ],
 )
 def test_what_cannot_be_made_is_refused(tiny_model_folder: Path, tmp_path: Path, changes: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make(tiny_model_folder, tmp_path / "pairs", manifest(tiny_model_folder, **changes))
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4, 4), (3, 4, 4, 2)])
+def test_clips_that_do_not_fit_the_latents_are_refused(
+    tiny_model_folder: Path, clips: Path, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    held = causal(tiny_model_folder, weights_hash(clips), latent_shape=shape)
+    with pytest.raises(ValueError, match=r"holds clips of \(4, 4, 4, 4\), not of one prompt and"):
+        make(tiny_model_folder, tmp_path / "pairs", held, context=clips)
 
 
 def test_an_ode_that_diverges_is_not_stored(

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,70 @@ def test_explained_tells_how_much_of_the_clean_latents_is_foreseen(
     found = stage(pairs, tiny_model_folder, init, validation=0.5).metrics(0)
     assert float(found["explained"]) == pytest.approx(explained, abs=1e-6)
     assert float(found["loss"]) == pytest.approx((1 - scale) ** 2, abs=1e-6)
+
+
+def test_with_a_clean_context_a_chunk_sees_clean_frames_and_no_other_noisy_ones(
+    tiny_dit: Callable[..., WanDiT], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Chunk 1's error hangs on the clean chunk 0 and its own point, not on other points or later clean chunks."""
+    tiny_dit(text_dim=32).save_pretrained(tmp_path / "student")
+    trajectories = torch.randn(2, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    context = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+    def errors(name: str, trajectories: torch.Tensor, context: torch.Tensor, **changes: object) -> torch.Tensor:
+        pairs = write_tars(tmp_path / name, trajectories, (900, 400, 0), context)
+        built = stage(pairs, tiny_model_folder, tmp_path / "student", chunk_frames=2, context="clean", **changes)
+        with torch.no_grad():
+            return built._errors(built._read([0, 1]), torch.zeros(2, FRAMES, dtype=torch.long))
+
+    before = errors("before", trajectories, context)
+    noisy, own, early, late = trajectories.clone(), trajectories.clone(), context.clone(), context.clone()
+    noisy[:, 0, [0, 1, 4, 5]] += 1
+    own[:, 0, 2:4] += 1
+    early[:, :2] += 1
+    late[:, 2:] += 1
+    changed = {
+        name: (errors(name, *these) - before)[:, 2:4].abs().max() > 1e-3
+        for name, these in {"noisy": (noisy, context), "own": (own, context), "early": (trajectories, early),
+                            "late": (trajectories, late)}.items()
+    }  # fmt: skip
+    assert changed == {"noisy": False, "own": True, "early": True, "late": False}
+    narrow = errors("narrow", trajectories, early, window_frames=2)
+    torch.testing.assert_close(narrow, errors("narrow_too", trajectories, context, window_frames=2))
+
+
+@pytest.mark.parametrize("clean_chunks", [True, False])
+def test_with_a_clean_context_every_chunk_is_drawn_noisy(
+    student: Path, tiny_model_folder: Path, tmp_path: Path, clean_chunks: bool
+) -> None:
+    pairs = write_tars(tmp_path / "pairs", torch.zeros(3, 2, *SHAPE), (888, 0))
+    built = stage(pairs, tiny_model_folder, student, context="clean", clean_chunks=clean_chunks)
+    drawn = []
+    built._errors = lambda batch, level: drawn.append(level) or torch.zeros(level.shape)  # type: ignore[method-assign]
+    built.loss("generator", 0, draw())
+    assert drawn[0].unique().tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("cache", "changes", "says"),
+    [
+        ({"chunk_frames": 2, "window_frames": None}, {"chunk_frames": 3}, "made chunks of 2"),
+        ({"chunk_frames": 2, "window_frames": 4, "sink": {"kind": "none"}}, {"chunk_frames": 2}, "window_frames=4"),
+        ({"chunk_frames": 2, "window_frames": None}, {"chunk_frames": 2, "window_frames": 4}, "window_frames=6"),
+        ({"chunk_frames": 2, "window_frames": 4, "sink": {"frames": 2, "kind": "ema"}}, {"chunk_frames": 2}, "a sink"),
+        ({"chunk_frames": 2, "window_frames": 9, "sink": {"kind": "ema"}}, {"chunk_frames": 2}, None),
+    ],
+)
+def test_a_student_must_see_what_its_causal_teacher_saw(
+    student: Path, tiny_model_folder: Path, tmp_path: Path, cache: Any, changes: Any, says: str | None
+) -> None:
+    pairs = write_tars(tmp_path / "pairs", torch.zeros(3, 2, *SHAPE), (500, 0), causal={"cache": cache})
+    stage(pairs, tiny_model_folder, student, **changes)
+    if says is None:
+        assert "; causal, chunks of 2" in stage(pairs, tiny_model_folder, student, context="clean", **changes).summary()
+        return
+    with pytest.raises(ValueError, match=says):
+        stage(pairs, tiny_model_folder, student, context="clean", **changes)
 
 
 def test_a_run_logs_the_validation_loss(student: Path, tiny_model_folder: Path, tmp_path: Path) -> None:

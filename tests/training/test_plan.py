@@ -17,7 +17,7 @@ from reward_forcing.cli.main import main
 from reward_forcing.models import attention, layers
 from reward_forcing.models.attention import Past
 from reward_forcing.models.denoiser import Denoiser
-from reward_forcing.models.masks import block_causal
+from reward_forcing.models.masks import block_causal, teacher_forcing
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rewards.base import Rater, Reward
 from reward_forcing.rollout import CacheSettings, KVCache, Rollout, SeededNoise, chunkwise
@@ -332,6 +332,15 @@ def test_ode_regression_takes_the_size_of_its_pairs_from_their_store(tmp_path: P
     work = {work.what: work for work in make_plan(settings, Cluster()).costs[0].work}
     shape = Shape.of(meta_transformer(Path("wan-1.3b")), (12, 8))
     assert work["generator"].flops == forward_flops(shape, patterned(PATTERN), 512)
+
+
+def test_a_clean_context_is_planned_with_twice_the_frames(tmp_path: Path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"latent_shape": [6, 16, 12, 8]}))
+    settings = load_stage_settings(CONFIGS / "ode_regression.yaml", [f"pairs={tmp_path}", "context=clean"])
+    work = {work.what: work for work in make_plan(settings, Cluster()).costs[0].work}
+    shape, seen = Shape.of(meta_transformer(Path("wan-1.3b")), (12, 8)), patterned(teacher_forcing(6, 3))
+    assert seen.frames == 12
+    assert work["generator"].flops == forward_flops(shape, seen, 512)
 
 
 def test_the_name_mini_is_the_bundled_transformer():

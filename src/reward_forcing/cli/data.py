@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -145,6 +145,13 @@ def ode_pairs(
     guidance: Annotated[float, typer.Option(help="CFG weight of the teacher.")] = 4.0,
     negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Another seed makes other noise, and other wordings.")] = 0,
+    causal: Annotated[bool, typer.Option("--causal", help="The teacher is causal: solve chunk by chunk.")] = False,
+    cache: Annotated[
+        list[str] | None, typer.Option(help="Its cache: 'chunk_frames=2', 'window_frames=12', 'sink={kind: ema}'.")
+    ] = None,
+    context: Annotated[
+        Path | None, typer.Option(help="Latents whose clips the causal teacher is given; its own chunks without it.")
+    ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Pairs in a shard.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Pairs solved together.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one, if not said.")] = None,
@@ -160,21 +167,36 @@ def ode_pairs(
     torch.set_num_threads(1)
     part = parse_share(share)
     lines = read_prompts(prompts) if prompts else ()
+    if not causal and (cache or context):
+        raise ValueError("--cache and --context are for a causal teacher: say --causal, or leave them out")
     manifest = OdePairsManifest.model_validate(
         {"count": count or len(lines) or 500, "shard_size": shard_size, "teacher": weights_hash(teacher),
          "latent_shape": _whole_numbers("--latent-shape", latent_shape, 4), "steps": steps, "shift": shift,
          "denoising_steps": _whole_numbers("--denoising-steps", denoising_steps), "guidance": guidance,
-         "negative_prompt": negative_prompt, "seed": seed, "prompts": prompts_hash(lines)}
+         "negative_prompt": negative_prompt, "seed": seed, "prompts": prompts_hash(lines),
+         "causal": _causal_teacher(cache or (), context) if causal else None}
     )  # fmt: skip
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with StepProgress("ode pairs", 0, max(1, len(range(part[0], manifest.shards, part[1])))) as progress:
-        for done in make_ode_pairs(teacher, text, out, manifest, part, batch, lines, where):
+        for done in make_ode_pairs(teacher, text, out, manifest, part, batch, lines, where, context):
             progress.advance(done)
     made = shards_made(out, manifest)
     if made == manifest.shards:
         typer.echo(f"{out}: {OdePairs(out).summary()}")
     else:
         typer.echo(f"{out}: part {share} is done; {made} of {manifest.shards} shards are there, make the other parts")
+
+
+def _causal_teacher(changes: Sequence[str], context: Path | None) -> dict[str, Any]:
+    """The settings of `ode_pairs.CausalTeacher`: its default cache with changes, and the hash of the context."""
+    from reward_forcing.config import apply_override
+    from reward_forcing.training.ode_pairs import CausalTeacher
+    from reward_forcing.training.shards import weights_hash
+
+    cache = CausalTeacher().cache.model_dump()
+    for change in changes:
+        apply_override(cache, change)
+    return {"cache": cache, "context": weights_hash(context) if context else ""}
 
 
 def _whole_numbers(option: str, text: str, count: int | None = None) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
+from reward_forcing.flow import widen
 from reward_forcing.models.attention import AttentionPattern, LayerText, attend, attend_pattern
 from reward_forcing.models.rope import Rotation, rotate
 
@@ -47,7 +48,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised x [..., E], in the dtype of x."""
-        wide = x.float()
+        wide = widen(x)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return ((wide * scale).to(x.dtype) * self.weight).to(x.dtype)
 

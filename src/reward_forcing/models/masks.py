@@ -21,19 +21,21 @@ def block_causal(
     return AttentionPattern(spans, tuple(range(frames)))
 
 
-def teacher_forcing(frames: int, chunk: int, first_chunk: int | None = None) -> AttentionPattern:
+def teacher_forcing(
+    frames: int, chunk: int, window: int | None = None, first_chunk: int | None = None
+) -> AttentionPattern:
     """Pattern over `frames` clean frames followed by the same frames noisy, sharing their RoPE positions.
 
-    A clean chunk sees the clean frames up to its end. A noisy chunk sees itself and the clean frames before it.
-    Self Forcing's teacher-forcing mask; the output for the second half is the prediction.
+    A clean chunk sees the clean frames up to its end. A noisy chunk sees itself and the clean frames before it; both
+    within the last `window` frames up to their end, as in `block_causal`. Self Forcing's teacher-forcing mask; the
+    output for the second half is the prediction.
     """
-    chunks = _chunks(frames, chunk, first_chunk)
-    clean = tuple(((start, stop), ((0, stop),)) for start, stop in chunks)
-    noisy = tuple(
-        ((frames + start, frames + stop), (((0, start),) if start else ()) + ((frames + start, frames + stop),))
-        for start, stop in chunks
-    )
-    return AttentionPattern(clean + noisy, tuple(range(frames)) * 2)
+    clean = block_causal(frames, chunk, window, first_chunk).spans
+    noisy = []
+    for (start, stop), ((first, _),) in clean:
+        before, own = ((first, start),) if first < start else (), (frames + start, frames + stop)
+        noisy.append((own, (*before, own)))
+    return AttentionPattern((*clean, *noisy), tuple(range(frames)) * 2)
 
 
 def _chunks(frames: int, chunk: int, first_chunk: int | None) -> list[Frames]:

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, PositiveInt, model_validator
 from torch import Tensor
 
 from reward_forcing.config import Settings
+from reward_forcing.flow import widen
 from reward_forcing.models.attention import KV, Past
 from reward_forcing.rollout.sinks import FRAMES, EmaSink, SinkSettings
 
@@ -164,7 +165,7 @@ class KVCache:
         first, new = new.tensor_split([to_sink], dim=FRAMES)
         old = context[:, :, self.sink_frames :]
         if to_sink:
-            sink = torch.cat([sink.float(), first.float()], dim=FRAMES)
+            sink = torch.cat([widen(sink), widen(first)], dim=FRAMES)
         from_old = min(evict, old.shape[FRAMES])
         gone_old, kept_old = old.tensor_split([from_old], dim=FRAMES)
         gone_new, kept_new = new.tensor_split([evict - from_old], dim=FRAMES)

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from reward_forcing.flow import add_noise
+from reward_forcing.flow import add_noise, euler_step, widen, x0_to_velocity
 from reward_forcing.models.attention import KV, DenoiserProtocol, Past, TextContext
 from reward_forcing.rollout.kv_cache import KVCache
 from reward_forcing.rollout.noise import Noise
@@ -209,12 +209,16 @@ class Rollout:
             prediction = self._denoiser(x, sigma, state.text, past, want_kv=wants_kv)
             x0 = prediction.x0
         after = []
-        for number, before, clean, sigma_next in zip(
-            numbers, noisy, x0.split(frames, dim=1), step.sigma_next, strict=True
+        for number, before, clean, now, then in zip(
+            numbers, noisy, x0.detach().split(frames, dim=1), step.sigma, step.sigma_next, strict=True
         ):
-            if sigma_next is not None:
+            if then is not None:
                 passes = before.passes + 1
-                after.append(Noisy(self._add_noise(clean.detach(), number, passes, sigma_next), passes))
+                if step.fresh_noise:
+                    latents = self._add_noise(clean, number, passes, then)
+                else:
+                    latents = self._step(before, clean, now, then)
+                after.append(Noisy(latents, passes))
         self._state = replace(state, noisy=(*after, *state.noisy[len(numbers) :]))
         if not step.finishes:
             return None
@@ -282,11 +286,17 @@ class Rollout:
         pinned = noise.pin_memory() if self._device.type == "cuda" else noise
         return pinned.to(self._device, non_blocking=True)
 
+    def _step(self, noisy: Noisy, clean: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        """A chunk's latents after an Euler step of the flow ODE; in float32, returned in the network's dtype."""
+        now, then = (self._sigma(level, clean.shape[1]).expand(clean.shape[0], -1) for level in (sigma, sigma_next))
+        x = widen(noisy.latents)
+        return euler_step(x, x0_to_velocity(x, clean, now), now, then).to(self._dtype)
+
     def _add_noise(self, clean: Tensor, index: int, draw: int, sigma: float) -> Tensor:
         """Clean latents noised to `sigma`: computed in float32, returned in the network's dtype."""
         noise = self._draw(index, draw, clean.shape[1])
         sigmas = self._sigma(sigma, clean.shape[1]).expand(clean.shape[0], -1)
-        return add_noise(clean.float(), noise, sigmas).to(self._dtype)
+        return add_noise(widen(clean), noise, sigmas).to(self._dtype)
 
 
 def _with_graph(values: Tensor, graph: Tensor) -> Tensor:

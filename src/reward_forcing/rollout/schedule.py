@@ -16,7 +16,9 @@ class Pass:
     """One forward: the chunks denoised jointly, oldest first, and the noise level of each before and after.
 
     chunks: consecutive chunk numbers. sigma, sigma_next: one entry per chunk; sigma_next None, allowed for the oldest,
-    means that the chunk is finished by this pass and yielded. grad: the pass takes part in training.
+    means that the chunk is finished by this pass and yielded. grad: the pass takes part in training. fresh_noise: the
+    noise of the next level is drawn anew, as few-step samplers do; otherwise it is the one that the pass foresaw, which
+    makes the pass an Euler step of the flow ODE.
     Raises ValueError for entries that do not belong together.
     """
 
@@ -24,6 +26,7 @@ class Pass:
     sigma: tuple[float, ...]
     sigma_next: tuple[float | None, ...]
     grad: bool = False
+    fresh_noise: bool = True
 
     def __post_init__(self) -> None:
         if not self.chunks or not len(self.chunks) == len(self.sigma) == len(self.sigma_next):
@@ -39,25 +42,26 @@ class Pass:
         return self.sigma_next[0] is None
 
 
-def chunkwise(sigmas: Sequence[float], grad_from: int | None = None) -> Iterator[Pass]:
+def chunkwise(sigmas: Sequence[float], grad_from: int | None = None, fresh_noise: bool = True) -> Iterator[Pass]:
     """Passes, without end, that denoise one chunk after the other through `sigmas` (all methods but rolling).
 
-    After every pass but a chunk's last, x0 is re-noised to the next sigma with fresh noise. grad_from: the first chunk
+    After every pass but a chunk's last, x0 is re-noised to the next sigma: with fresh noise, or without along the ODE,
+    whose many steps are `chunkwise(ode_sigmas(48, 5.0)[:-1].tolist(), fresh_noise=False)`. grad_from: the first chunk
     whose last pass takes part in training, None for none. Self Forcing's random exit step is a shorter list of sigmas:
     `chunkwise(sigmas[: exit_step + 1], grad_from=0)`.
     Raises ValueError unless the sigmas decrease strictly within (0, 1].
     """
     if not sigmas or not all(a > b for a, b in zip((2.0, *sigmas), (*sigmas, 0.0), strict=True)) or sigmas[0] > 1:
         raise ValueError(f"sigmas must decrease strictly within (0, 1], the final 0 left out, got {list(sigmas)}")
-    return _chunkwise(tuple(sigmas), grad_from)
+    return _chunkwise(tuple(sigmas), grad_from, fresh_noise)
 
 
-def _chunkwise(sigmas: tuple[float, ...], grad_from: int | None) -> Iterator[Pass]:
+def _chunkwise(sigmas: tuple[float, ...], grad_from: int | None, fresh_noise: bool) -> Iterator[Pass]:
     steps = list(zip(sigmas, (*sigmas[1:], None), strict=True))
     for chunk in count():
         for sigma, sigma_next in steps:
             grad = grad_from is not None and chunk >= grad_from and sigma_next is None
-            yield Pass((chunk,), (sigma,), (sigma_next,), grad)
+            yield Pass((chunk,), (sigma,), (sigma_next,), grad, fresh_noise)
 
 
 def timetable(schedule: Iterable[Pass], passes: int) -> list[list[float | None]]:

@@ -19,6 +19,7 @@ from pydantic import (
 from torch import Tensor
 
 from reward_forcing.config import Variant, read_variant
+from reward_forcing.flow import widen
 
 FRAMES = 2
 """The axis of frames in keys and values [N, B, F, S, H, D]."""
@@ -87,7 +88,7 @@ class EmaSink(Sink):
         while done < evicted.shape[FRAMES]:
             count = min(self.frames - slot, evicted.shape[FRAMES] - done)
             before, target, after = sink.split([slot, count, self.frames - slot - count], dim=FRAMES)
-            folded = self.alpha * target + (1 - self.alpha) * evicted.narrow(FRAMES, done, count).float()
+            folded = self.alpha * target + (1 - self.alpha) * widen(evicted.narrow(FRAMES, done, count))
             sink = torch.cat([before, folded, after], dim=FRAMES)
             done += count
             slot = (slot + count) % self.frames

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from reward_forcing.config import Settings
@@ -21,11 +21,13 @@ from reward_forcing.flow import TIMESTEPS, add_noise, ode_sigmas, shift_sigma, w
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import teacher_forcing
 from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.rollout.kv_cache import CacheSettings
+from reward_forcing.rollout.sinks import NoSink, StaticSink
 from reward_forcing.training.latents import JoinedLatents, open_latents
 from reward_forcing.training.networks import load_transformer, load_vae, prepared
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
-from reward_forcing.training.sampling import ode_trajectory
+from reward_forcing.training.sampling import causal_trajectory, ode_trajectory
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
 from reward_forcing.training.world_latents import WorldLatents
@@ -59,7 +61,8 @@ class TeacherForcing(Settings):
     frames: the length of what a cache shows, a multiple of chunk_frames; with `sink_frames` > 0 half of the clips are
     the first chunk followed by a later stretch, as a sink and a window show them, and the rest are contiguous.
     denoising_steps, shift: the student's own levels, drawn with probability `few_step`; all others are uniform (then
-    shifted). context_noise: clean frames carry up to so much noise, as a student's own frames are never perfect.
+    shifted), as all are of a causal teacher, with `few_step` 0. context_noise: clean frames carry up to so much noise,
+    as a student's own frames are never perfect.
     """
 
     kind: Literal["teacher_forcing"] = "teacher_forcing"
@@ -70,6 +73,17 @@ class TeacherForcing(Settings):
     shift: float = 5.0
     few_step: float = Field(0.6, ge=0, le=1)
     context_noise: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def cache(self) -> CacheSettings:
+        """The cache that shows what the network is trained on. Raises ValueError unless sink and chunk fit `frames`."""
+        sink = StaticSink(frames=self.sink_frames) if self.sink_frames else NoSink()
+        return CacheSettings(window_frames=self.frames, chunk_frames=self.chunk_frames, sink=sink)
+
+    @model_validator(mode="after")
+    def _sink_and_chunk_fit(self) -> TeacherForcing:
+        _ = self.cache
+        return self
 
 
 class Switches(Settings):
@@ -242,17 +256,19 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         return {"loss": torch.stack(losses).mean()}
 
     def samples(self, step: int) -> dict[str, Tensor]:
-        """Clips of a few captions by the flow ODE with guidance; of a causal network, its first chunk's worth."""
-        prompts = list(self.data.examples)
-        objective = self.settings.objective
-        frames = objective.chunk_frames if isinstance(objective, TeacherForcing) else self.data.shape[0]
-        noise = torch.randn(len(prompts), frames, *self.data.shape[1:], generator=torch.Generator().manual_seed(1))
+        """Clips of a few captions by the flow ODE with guidance; a causal network streams whole chunks of them."""
+        objective, frames, prompts = self.settings.objective, self.data.shape[0], list(self.data.examples)
         text = self.network.encode_text(self.prompts(prompts))
         null = self.network.encode_text(self.prompts([""])).expand(len(prompts))
         sigmas = ode_sigmas(self.settings.sample_steps, self.settings.sample_shift)
-        latents = ode_trajectory(
-            Denoiser(self.network), noise.to(self.device), text, null, sigmas, self.settings.guidance
-        )[:, 0]
+        shape, denoiser = (len(prompts), frames, *self.data.shape[1:]), Denoiser(self.network)
+        noise, how = torch.randn(shape, generator=torch.Generator().manual_seed(1)), (text, null, sigmas)
+        if isinstance(objective, TeacherForcing):
+            noise = noise[:, : frames - frames % objective.chunk_frames]
+            found = causal_trajectory(denoiser, noise, *how, self.settings.guidance, objective.cache)
+        else:
+            found = ode_trajectory(denoiser, noise.to(self.device), *how, self.settings.guidance)
+        latents = found[:, 0]
         decoded = load_vae(self.settings.vae).decode(latents.cpu())[0].clamp(0, 1)
         return {"samples": decoded[:, :: max(1, decoded.shape[1] // 10)]}
 

@@ -1,7 +1,8 @@
-"""Owns the stores of ODE pairs: what a bidirectional teacher makes of noise, with points on the way, for regression.
+"""Owns the stores of ODE pairs: what a teacher makes of noise, with points on the way, for regression.
 
 Ours are tar shards in webdataset's layout, made here: `KEY.trajectory.safetensors` (float16 [K, F, C, h, w], noisy to
-clean) and `KEY.json`, which says all that the pair was made of. Published LMDBs are read as well.
+clean, and where a causal teacher was given data, these as `context` [F, C, h, w]) and `KEY.json`, which says all that
+the pair was made of. Published LMDBs are read as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt, model_validator
@@ -21,16 +23,42 @@ from reward_forcing.config import Settings
 from reward_forcing.data.dataset import wording
 from reward_forcing.flow import TIMESTEPS, ode_sigmas, warp_denoising_steps
 from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.rollout.kv_cache import CacheSettings
 from reward_forcing.rollout.noise import SeededNoise
+from reward_forcing.rollout.sinks import NoSink
+from reward_forcing.training.latents import Latents, open_latents
 from reward_forcing.training.lmdb_rows import LmdbRows, lmdb_folders
 from reward_forcing.training.networks import load_transformer
 from reward_forcing.training.prompts import PromptEncoder
-from reward_forcing.training.sampling import ode_trajectory
-from reward_forcing.training.shards import Manifest
+from reward_forcing.training.sampling import causal_trajectory, ode_trajectory
+from reward_forcing.training.shards import Manifest, weights_hash
 from reward_forcing.training.tar_shards import Item, TarStore, write_tar_shards
+from reward_forcing.training.world_latents import WorldLatents
 
 TRAJECTORY = "trajectory"
+CONTEXT = "context"
 MEMBER = f"{TRAJECTORY}.safetensors"
+
+
+class CausalTeacher(Settings):
+    """How a causal teacher made its pairs: chunk by chunk, each given the clean chunks before it.
+
+    cache: what a chunk sees of them. context: SHA-256 of the store of latents whose clips they are (teacher forcing, as
+    Causal Forcing has it); empty for the ends of the teacher's own trajectories.
+    """
+
+    cache: CacheSettings = CacheSettings(window_frames=None, sink=NoSink())
+    context: str = ""
+
+    def sees_all(self, frames: int) -> bool:
+        """Whether the cache has room for clips of so many frames, so that nothing is evicted."""
+        return self.cache.window_frames is None or self.cache.window_frames >= frames
+
+    def summary(self) -> str:
+        """Chunk, window, sink and context in a few words."""
+        window, sink = self.cache.window_frames, self.cache.sink
+        seen = "all frames" if window is None else f"a window of {window} with {sink.frames} {sink.kind} sink frames"
+        return f"causal, chunks of {self.cache.chunk_frames} given {'data' if self.context else 'its own'} in {seen}"
 
 
 class OdePairsManifest(Manifest):
@@ -40,6 +68,8 @@ class OdePairsManifest(Manifest):
     `negative_prompt`; kept are the points at the noise levels of a student with `denoising_steps` and the same shift,
     and the clean end. (The Self Forcing reference solves with shift 8, guidance 6 and 48 steps, then samples with
     shift 5; we keep one shift for both.) prompts: SHA-256 of the list of prompts, empty for the world's captions.
+    causal: how a causal teacher streamed; None for a bidirectional one, which solves for all frames together.
+    Raises ValueError for steps that miss the student's, and for frames and prompts that do not fit a causal teacher.
     """
 
     teacher: str
@@ -51,11 +81,21 @@ class OdePairsManifest(Manifest):
     denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
     seed: NonNegativeInt = 0
     prompts: str = ""
+    causal: CausalTeacher | None = None
 
     @model_validator(mode="after")
     def _points_lie_on_the_steps(self) -> OdePairsManifest:
         warp_denoising_steps(self.denoising_steps, self.shift)
         self.kept()
+        return self
+
+    @model_validator(mode="after")
+    def _fits_a_causal_teacher(self) -> OdePairsManifest:
+        frames = self.latent_shape[0]
+        if self.causal and frames % self.causal.cache.chunk_frames:
+            raise ValueError(f"{frames} latent frames are no whole chunks of {self.causal.cache.chunk_frames}")
+        if self.causal and self.causal.context and self.prompts:
+            raise ValueError("the clips of a causal teacher's context come with their own captions; leave prompts out")
         return self
 
     def kept(self) -> list[int]:
@@ -93,11 +133,20 @@ class LmdbSettings(Settings):
 
 @dataclass(frozen=True)
 class OdePair:
-    """One trajectory of a teacher: float16 points [K, F, C, h, w] at noise levels `sigmas` [K], noisy to clean."""
+    """One trajectory of a teacher: float16 points [K, F, C, h, w] at noise levels `sigmas` [K], noisy to clean.
+
+    given: the clean frames [F, C, h, w] that a causal teacher saw before each chunk, if they were not its own.
+    """
 
     prompt: str
     trajectory: Tensor
     sigmas: Tensor
+    given: Tensor | None = None
+
+    @property
+    def context(self) -> Tensor:
+        """The clean frames [F, C, h, w] of which a causal student sees those before its chunk."""
+        return self.trajectory[-1] if self.given is None else self.given
 
     def __post_init__(self) -> None:
         decreasing = bool((self.sigmas[1:] < self.sigmas[:-1]).all())
@@ -139,15 +188,19 @@ def make_ode_pairs(
     batch: int = 16,
     prompts: tuple[str, ...] = (),
     device: torch.device | str = "cpu",
+    context: Path | None = None,
 ) -> Iterator[int]:
     """Make part `share` (i of n) of the pairs; yields the shards done.
 
-    Pair `i` is of noise `SeededNoise((i,))(0, manifest.seed, ...)` and of prompt `i` modulo their number, or of the
-    world's caption `i` if there are no prompts. Raises ValueError if the prompts are not those of the manifest, if the
-    teacher's channels differ from the latents', or where its ODE leaves the range of float16.
+    Pair `i` is of noise `SeededNoise((i,))(0, manifest.seed, ...)`, whichever teacher makes it, and of prompt `i`
+    modulo their number, or of the world's caption `i` if there are no prompts. context: a store of latents; pair `i` is
+    then given clip `i` modulo their number, and its caption. Raises ValueError if prompts or context are not those of
+    the manifest, if the teacher's channels or the context's clips do not fit the latents, or where the ODE leaves the
+    range of float16.
     """
     if prompts_hash(prompts) != manifest.prompts:
         raise ValueError("these are not the prompts of the manifest; give it their hash")
+    clips = _context_of(context, manifest)
     device = torch.device(device)
     network = load_transformer(teacher, device).requires_grad_(False)
     channels = network.config["in_channels"]
@@ -157,34 +210,57 @@ def make_ode_pairs(
     sigmas, kept = ode_sigmas(manifest.steps, manifest.shift), manifest.kept()
 
     def prompt(item: int) -> str:
+        if clips is not None:
+            return clips.caption(item % len(clips), manifest.seed)
         return prompts[item % len(prompts)] if prompts else wording(item, "train", manifest.seed)
 
-    def trajectories(items: range) -> Tensor:
-        noise = SeededNoise(tuple(items))(0, manifest.seed, manifest.latent_shape).to(device)
+    def solve(items: range, given: Tensor | None) -> Tensor:
+        noise = SeededNoise(tuple(items))(0, manifest.seed, manifest.latent_shape)
         with torch.inference_mode():
-            context = network.encode_text(encode([prompt(item) for item in items]))
+            text = network.encode_text(encode([prompt(item) for item in items]))
             null = network.encode_text(encode([manifest.negative_prompt])).expand(len(items))
-            return ode_trajectory(denoiser, noise, context, null, sigmas, manifest.guidance, kept).half().cpu()
+            how = (text, null, sigmas, manifest.guidance)
+            if manifest.causal is None:
+                return ode_trajectory(denoiser, noise.to(device), *how, kept)
+            return causal_trajectory(denoiser, noise, *how, manifest.causal.cache, kept, given)
 
     def make(items: range) -> Iterator[Item]:
         for first in range(items.start, items.stop, batch):
             piece = range(first, min(first + batch, items.stop))
-            for item, trajectory in zip(piece, trajectories(piece), strict=True):
-                if not trajectory.isfinite().all():
+            frames = manifest.latent_shape[0]
+            given = None if clips is None else clips.read([item % len(clips) for item in piece], frames)
+            solved = solve(piece, given).half().cpu()
+            for row, item in enumerate(piece):
+                if not solved[row].isfinite().all():
                     raise ValueError(f"the teacher's ODE diverges for {prompt(item)!r}; lower guidance or raise steps")
-                yield {
-                    MEMBER: save({TRAJECTORY: trajectory.contiguous()}),
-                    "json": _about(manifest, item, prompt(item)),
-                }
+                tensors = {TRAJECTORY: solved[row].contiguous()}
+                about = {"prompt": prompt(item), **_about(manifest, item)}
+                if clips is not None and given is not None:
+                    tensors[CONTEXT], about["clip"] = given[row].half().contiguous(), item % len(clips)
+                yield {MEMBER: save(tensors), "json": json.dumps(about, ensure_ascii=False).encode()}
 
     return write_tar_shards(out, manifest, make, share)
 
 
-def _about(manifest: OdePairsManifest, item: int, prompt: str) -> bytes:
-    """What pair `item` was made of, as JSON; seed and draw are those of its `SeededNoise`."""
-    made_of = manifest.model_dump(include={"teacher", "steps", "shift", "guidance", "negative_prompt"})
-    pair = {"prompt": prompt, "seed": item, "draw": manifest.seed, "timesteps": manifest.timesteps()}
-    return json.dumps(pair | made_of, ensure_ascii=False).encode()
+def _context_of(folder: Path | None, manifest: OdePairsManifest) -> Latents | None:
+    """The clips that a causal teacher is given; None for its own. Raises ValueError if the manifest means others."""
+    named = manifest.causal.context if manifest.causal else ""
+    if (weights_hash(folder) if folder else "") != named:
+        raise ValueError("this is not the context of the manifest; give its causal teacher the store's hash")
+    if folder is None:
+        return None
+    clips = open_latents(folder)
+    switching = isinstance(clips, WorldLatents) and bool(clips.switches)
+    if clips.shape[0] < manifest.latent_shape[0] or clips.shape[1:] != manifest.latent_shape[1:] or switching:
+        raise ValueError(f"'{folder}' holds clips of {clips.shape}, not of one prompt and {manifest.latent_shape}")
+    return clips
+
+
+def _about(manifest: OdePairsManifest, item: int) -> dict[str, Any]:
+    """What pair `item` was made of besides its prompt; seed and draw are those of its `SeededNoise`."""
+    told = {"teacher", "steps", "shift", "guidance", "negative_prompt"} | ({"causal"} if manifest.causal else set())
+    made_of = manifest.model_dump(mode="json", include=told)
+    return {"seed": item, "draw": manifest.seed, "timesteps": manifest.timesteps()} | made_of
 
 
 class OdePairs:
@@ -212,6 +288,11 @@ class OdePairs:
         """(K, F, C, h, w) of a trajectory."""
         return self._source.shape
 
+    @property
+    def causal(self) -> CausalTeacher | None:
+        """How a causal teacher made the pairs; None for a bidirectional one."""
+        return self._source.causal
+
     def read(self, index: int) -> OdePair:
         """Pair `index`. Raises IndexError outside 0 .. len - 1, ValueError for a damaged one."""
         pair = self._source.read(index)
@@ -230,6 +311,7 @@ class OdePairs:
         return (
             f"{len(self)} pairs, {points} points of {' x '.join(map(str, latents))} at timesteps {timesteps}; "
             f"standard deviation of the first {noise:.3g} -> {clean:.3g}"
+            + (f"; {self.causal.summary()}" if self.causal else "")
         )
 
 
@@ -241,6 +323,7 @@ class TarPairs:
         self._store = TarStore(folder, OdePairsManifest, f"rforce data ode-pairs --out {folder}")
         manifest = self._store.manifest
         self.shape = (len(manifest.denoising_steps) + 1, *manifest.latent_shape)
+        self.causal = manifest.causal
 
     def __len__(self) -> int:
         return len(self._store)
@@ -250,11 +333,14 @@ class TarPairs:
         members = self._store.read(index)
         about = json.loads(members["json"])
         sigmas = torch.tensor(about["timesteps"], dtype=torch.float64) / TIMESTEPS
-        return OdePair(about["prompt"], load(members[MEMBER])[TRAJECTORY], sigmas.float())
+        tensors = load(members[MEMBER])
+        return OdePair(about["prompt"], tensors[TRAJECTORY], sigmas.float(), tensors.get(CONTEXT))
 
 
 class LmdbPairs:
-    """Pairs of a published LMDB: `latents` [n, K, F, C, h, w] in float16, and `prompts`."""
+    """Pairs of a published LMDB: `latents` [n, K, F, C, h, w] in float16, and `prompts`; of bidirectional teachers."""
+
+    causal = None
 
     def __init__(self, folder: Path, settings: LmdbSettings) -> None:
         """Open an LMDB. Raises ValueError if its points are not as many as the settings say, or it holds none."""

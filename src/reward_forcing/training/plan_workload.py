@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import UMT5Config
 
 from reward_forcing.config import unknown
-from reward_forcing.models.masks import block_causal
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.training.dmd import DmdSettings
@@ -250,7 +249,7 @@ def _ode_regression(settings: OdeRegressionSettings) -> Workload:
     network = meta_transformer(settings.init)
     shape = Shape.of(network, (rows, columns))
     encoder, tokens, encoding = _text(settings.text)
-    seen = patterned(block_causal(frames, settings.chunk_frames, settings.window_frames))
+    seen = patterned(settings.pattern(frames))
     work = (
         Work("text encoder", encoding),
         Work("generator, text", text_flops(shape, tokens), grad=True),
