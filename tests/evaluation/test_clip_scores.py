@@ -91,6 +91,7 @@ def test_every_metric_has_its_place_in_a_long_clip(long: ClipScores) -> None:
     expected |= {f"{name}{part}" for name in WORLD_METRICS for part in parts} | {"tracked_moves"}
     assert long.scores.keys() == expected
     assert long.curves.keys() == {*PER_FRAME, *WORLD_METRICS}
+    assert {len(curve) for curve in long.curves.values()} == {8}, "15 seconds in segments of 2"
 
 
 def test_a_long_clip_is_held_to_its_own_first_chunk(long: ClipScores) -> None:

@@ -20,6 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from reward_forcing.data.scenes import KINDS
 from reward_forcing.evaluation.drift import video_drift
 from reward_forcing.evaluation.metrics import METRICS, Rhythm
@@ -171,12 +173,12 @@ def _motion_scores(motion: Array) -> dict[str, float]:
 
 
 def _world_values(frames: Pixels, rhythm: Rhythm, truth: Prompt) -> dict[str, Array]:
-    """The motion from each frame on, and where there is an object the shifts of each frame, of a long clip."""
+    """The motion and, where there is an object, the shifts of each frame of a long clip; the last motion lasts."""
     if not KINDS[truth.scene.kind].has_object:
-        return {TRACKED_MOTION: tracked_motion(frames, truth)}
+        return {TRACKED_MOTION: np.pad(tracked_motion(frames, truth), (0, STEP), mode="edge")}
     regions = follow(frames)
     shifts = identity_shifts(frames, regions, rhythm.first_chunk_frames)
-    return {TRACKED_MOTION: tracked_motion(frames, truth, regions), **shifts}
+    return {TRACKED_MOTION: np.pad(tracked_motion(frames, truth, regions), (0, STEP), mode="edge"), **shifts}
 
 
 def _of_latent_frames(rhythm: Rhythm) -> Rhythm:
