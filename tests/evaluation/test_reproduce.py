@@ -19,7 +19,7 @@ from reward_forcing.evaluation.reproduce.claims import CLAIMS, Claim, Expectatio
 from reward_forcing.evaluation.reproduce.measure import MEASURES, Runs, difference, per_run, value_of
 from reward_forcing.evaluation.reproduce.paper import TABLE3
 from reward_forcing.evaluation.reproduce.recipe import Recipe, load_recipe, streamed_as
-from reward_forcing.evaluation.reproduce.record import AblationResults, summarise, write_ablation
+from reward_forcing.evaluation.reproduce.record import AblationResults, ablation_schema, summarise, write_ablation
 from reward_forcing.evaluation.reproduce.table import markdown
 from reward_forcing.evaluation.reproduce.units import cpu_left, is_done, progress_of, units_of, work
 from reward_forcing.evaluation.results import EvalResults, Provenance, Sample, SetResults
@@ -91,8 +91,11 @@ def whole(cheap: None, recipe_file: Path, tmp_path_factory: pytest.TempPathFacto
 
 def numbers(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Everything that is told of an ablation but what depends on where and when it was made."""
-    text = summarise(recipe, out, "rforce reproduce table3").model_dump_json().replace(str(out), "OUT")
-    return {name: value for name, value in json.loads(text).items() if name not in ("created", "cpu")}
+    text = summarise(recipe, out, "rforce reproduce table3").model_dump_json()
+    told = {name: value for name, value in json.loads(text).items() if name not in ("created", "cpu")}
+    for variant in told["variants"].values():
+        del variant["commands"]
+    return told
 
 
 def test_equal_variants_are_one_unit_and_stand_in_every_row(whole: tuple[Recipe, Path]) -> None:
@@ -148,19 +151,20 @@ def test_an_ablation_stopped_anywhere_goes_on_to_the_same_results(
 ) -> None:
     recipe, uninterrupted = whole
     out = tmp_path / "stopped"
+    mine = {"only": ["ours"], "share": (0, 2)}
     stops: list[Callable[[pytest.MonkeyPatch], None]] = [stop_training, stop_evaluation, stop_before_the_record]
     for stop in stops:
         with monkeypatch.context() as stopped:
             stop(stopped)
             with pytest.raises(KeyboardInterrupt):
-                work(recipe, out, only=["ours"])
-    first = progress_of(recipe, units_of(recipe, out)[0])
-    assert [one.state for one in first] == ["done", "waiting"]
+                work(recipe, out, **mine)
+    assert [one.state for one in progress_of(recipe, units_of(recipe, out)[0])] == ["done", "waiting"]
     with pytest.raises(ValueError, match="nothing to tell yet"):
         summarise(recipe, out, "")
-    assert work(recipe, out, share=(1, 2)) == 0
-    assert [is_done(unit) for unit in units_of(recipe, out)] == [False, True, False, True]
-    assert work(recipe, out) == 0
+    assert work(recipe, out, **mine) == 0
+    assert [is_done(unit) for unit in units_of(recipe, out)] == [True, False, False, False]
+    for other in ("ours/seed2", "without_re_dmd"):
+        shutil.copytree(uninterrupted / other, out / other)
     assert numbers(recipe, out) == numbers(recipe, uninterrupted)
 
 
@@ -261,6 +265,10 @@ def test_a_recipe_that_makes_no_sense_is_refused(recipe_file: Path, changes: lis
 def test_an_unknown_variant_cannot_be_asked_for(recipe_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no variant 'his' in the recipe"):
         units_of(load_recipe(recipe_file), tmp_path, ["his"])
+
+
+def test_the_schema_of_the_results_is_the_documented_one() -> None:
+    assert (ROOT / "docs/table3.schema.json").read_text(encoding="utf-8") == ablation_schema()
 
 
 def test_the_shipped_recipe_has_the_papers_rows_and_all_that_claims_compare(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from reward_forcing.config import Settings, apply_override, describe, load_settings, unknown
 from reward_forcing.evaluation.suites import (
@@ -87,7 +87,7 @@ class Recipe(Settings):
     streaming: Path
     variants: dict[str, Variant]
     seeds: tuple[NonNegativeInt, ...] = (1, 2, 3)
-    evaluation: Evaluation = Field(default_factory=Evaluation)
+    evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))
     curve: tuple[str, ...] = ("tracked", "motion")
     margins: dict[str, PositiveFloat] = Field(default_factory=dict)
 
@@ -115,9 +115,10 @@ class Recipe(Settings):
             for override in chosen.overrides:
                 apply_override(values, override)
             settings = settings_class.model_validate(values | {"seed": seed})
+        except ValidationError as error:
+            raise ValueError(f"variant '{variant}': {describe(error)}") from None
         except ValueError as error:
-            text = describe(error) if hasattr(error, "errors") else str(error)
-            raise ValueError(f"variant '{variant}': {text}") from None
+            raise ValueError(f"variant '{variant}': {error}") from None
         if not isinstance(base, DmdSettings) or not isinstance(settings, DmdSettings):
             raise ValueError(
                 f"variant '{variant}': an ablation is of the stages dmd and re_dmd, not '{settings.stage}'"
