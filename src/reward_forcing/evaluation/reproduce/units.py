@@ -12,7 +12,9 @@ one machine, may work on one folder. A process that dies lets go of its lock, an
 
 from __future__ import annotations
 
+import json
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,9 +64,10 @@ class Unit:
 
 
 class Record(Settings):
-    """That a task of a unit is done. command: does the same by hand. settings: a hash of what it depends on.
+    """That a task of a unit is done. settings: a hash of what it depends on.
 
-    cpu: CPU seconds of all sessions that were not killed.
+    command: trains the same by hand; of an evaluation, streams the same student. cpu: CPU seconds of all sessions that
+    were not killed.
     """
 
     command: str
@@ -183,11 +186,11 @@ def _do(recipe: Recipe, out: Path, unit: Unit) -> int:
 
 
 def _evaluate(recipe: Recipe, out: Path, unit: Unit, settings: DmdSettings) -> str:
-    """Make and measure a unit's clips; returns a command that streams the same model."""
+    """Make and measure a unit's clips; returns the command that streams the student, but for the prompt."""
     _write_model(recipe, out / "model", settings)
     weights, how = unit.run / "final" / "transformer", streamed_as(settings)
     folder = open_model_folder(out / "model", weights=weights, changes=how)
-    changes = [argument for name, value in how.items() for argument in ("--set", f"{name}={value}".replace("'", ""))]
+    changes = [part for name, value in how.items() for part in ("--set", f"{name}={json.dumps(value)}")]
     command = shlex.join(["rforce", "generate", "--model", str(out / "model"), "--weights", str(weights), *changes])
     judged = recipe.evaluation
     with _session(unit, EVALUATE):
@@ -198,7 +201,7 @@ def _evaluate(recipe: Recipe, out: Path, unit: Unit, settings: DmdSettings) -> s
             name=f"{unit.variant}, seed {unit.seed}",
             seed=judged.seed,
             batch=judged.batch,
-            command=command,
+            command=shlex.join(["rforce", *sys.argv[1:]]),
         )
     return command
 
