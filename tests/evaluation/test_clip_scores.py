@@ -4,10 +4,20 @@ import numpy as np
 import pytest
 
 from reward_forcing.data.scenes import Scene, render
-from reward_forcing.evaluation.clip_scores import ALIGNED, AT_ENDS, PER_FRAME, WHOLE, ClipScores, meaning, measure_clip
+from reward_forcing.evaluation.clip_scores import (
+    ALIGNED,
+    AT_ENDS,
+    PER_FRAME,
+    WHOLE,
+    WORLD_METRICS,
+    ClipScores,
+    meaning,
+    measure_clip,
+)
 from reward_forcing.evaluation.drift import video_drift
 from reward_forcing.evaluation.metrics import METRICS, Rhythm, measure
 from reward_forcing.evaluation.world_suite import Prompt, held_out_prompts, judge
+from reward_forcing.evaluation.world_tracking import tracked_motion
 
 FPS, FRAMES = 16, 240  # 15 seconds
 
@@ -34,7 +44,10 @@ def long(clip: np.ndarray, prompt: Prompt) -> ClipScores:
 
 def test_a_short_clip_gets_every_metric_and_the_verdict(clip: np.ndarray, prompt: Prompt) -> None:
     found = measure_clip(clip[:64], Rhythm(FPS), prompt)
-    assert found.scores == {name: one.score for name, one in measure(clip[:64]).items()}
+    motion = float(tracked_motion(clip[:64], prompt).mean())
+    of_metrics = {name: one.score for name, one in measure(clip[:64]).items()}
+    assert found.scores == {**of_metrics, "tracked_motion": motion, "tracked_moves": 1.0}
+    assert measure_clip(clip[:64], Rhythm(FPS)).scores == of_metrics, "without a truth there is nothing to track"
     verdict = judge(prompt, clip[:64])
     assert found.right == {**verdict.right, ALIGNED: True}
     assert found.seen["colours"] == ("red",)
@@ -74,8 +87,26 @@ def test_every_metric_has_its_place_in_a_long_clip(long: ClipScores) -> None:
     assert sorted(PER_FRAME + WHOLE + AT_ENDS) == sorted(METRICS)
     expected = {*PER_FRAME, *WHOLE} | {f"{name}@{part}" for name in AT_ENDS for part in ("start", "end")}
     expected |= {f"{name}@{part}" for name in PER_FRAME for part in ("drift", "slope")}
+    parts = ("", "@end", "@drift", "@slope")
+    expected |= {f"{name}{part}" for name in WORLD_METRICS for part in parts} | {"tracked_moves"}
     assert long.scores.keys() == expected
-    assert long.curves.keys() == set(PER_FRAME)
+    assert long.curves.keys() == {*PER_FRAME, *WORLD_METRICS}
+    assert {len(curve) for curve in long.curves.values()} == {8}, "15 seconds in segments of 2"
+
+
+def test_a_long_clip_is_held_to_its_own_first_chunk(long: ClipScores) -> None:
+    """The ball turns green and all fades at 8 seconds; it goes on bouncing."""
+    assert long.curves["colour_shift"][0] < 0.05
+    assert long.scores["colour_shift@end"] > 0.5
+    assert 0.1 < long.scores["background_shift@end"] < 0.8
+    assert long.scores["tracked_motion@end"] > 0.8
+    assert long.scores["count_shift@end"] < 0.1
+
+
+def test_a_clip_without_an_object_has_no_identity_to_lose() -> None:
+    snow = next(prompt for prompt in held_out_prompts(60) if prompt.scene.kind == "snow")
+    found = measure_clip(render(snow.scene, FRAMES), Rhythm(FPS), snow)
+    assert found.curves.keys() == {*PER_FRAME, "tracked_motion"}
 
 
 def test_curves_drift_and_slope_are_those_of_every_frame(clip: np.ndarray, long: ClipScores) -> None:

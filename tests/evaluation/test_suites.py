@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reward_forcing.data.dataset import wording, world_scene
+from reward_forcing.data.dataset import is_held_out, wording, world_scene
 from reward_forcing.data.scenes import KINDS, Scene
 from reward_forcing.evaluation.suites import (
     PromptSet,
@@ -18,6 +18,7 @@ from reward_forcing.evaluation.suites import (
     suite_of_file,
     suite_of_folder,
 )
+from reward_forcing.evaluation.world_suite import underspecified_prompts
 from reward_forcing.streaming.video_io import open_writer
 
 
@@ -40,6 +41,20 @@ def test_256_held_out_prompts_share_no_wording_and_no_combination_with_training(
     with_object = [prompt for prompt in truth if KINDS[prompt.scene.kind].has_object]
     assert len(with_object) > 200
     assert not trained & {combination(prompt.scene) for prompt in with_object}
+
+
+def test_underspecified_prompts_leave_out_what_they_should_in_turn_and_nothing_else() -> None:
+    prompts = underspecified_prompts(9, [("background",), ("colour",), ("background", "colour")])
+    for number, prompt in enumerate(prompts):
+        silent = {name for name in ("background", "colour") if prompt.says[name] == "unsaid"}
+        assert silent == [{"background"}, {"colour"}, {"background", "colour"}][number % 3], prompt.text
+        words = prompt.text.split()
+        assert all((getattr(prompt.scene, name) in words) == (name not in silent) for name in ("background", "colour"))
+        assert prompt.scene.second is None
+        assert is_held_out(prompt.scene)
+    assert underspecified_prompts(4, [("background",), ("colour",), ("background", "colour")]) == prompts[:4]
+    with pytest.raises(ValueError, match="unknown trait to leave out 'color'; did you mean 'colour'"):
+        underspecified_prompts(1, [("color",)])
 
 
 def test_the_bundled_suite_streams_the_first_quarter_for_a_minute() -> None:

@@ -4,7 +4,7 @@ import torch
 
 from reward_forcing.config import Settings
 from reward_forcing.data.dataset import clip, wording, world_scene
-from reward_forcing.evaluation.world_rewards import WorldAlignment, prompt_of
+from reward_forcing.evaluation.world_rewards import WorldAlignment, WorldMotion, prompt_of
 from reward_forcing.evaluation.world_suite import held_out_prompts
 from reward_forcing.rewards import rate
 from reward_forcing.rewards.base import RewardSettings
@@ -26,6 +26,16 @@ def test_clips_of_their_own_prompts_score_higher_than_of_others() -> None:
     assert float(own.mean()) > 0.97
     assert float(others.mean()) < 0.7
     assert bool((own >= others).all())
+
+
+def test_motion_that_is_meant_scores_high_and_a_still_clip_nothing() -> None:
+    rater = WorldMotion().load(torch.device("cpu"))
+    indices = [i for i in range(40) if world_scene(i, "validation").speed == "normal"][:6]
+    prompts = [wording(i, "validation") for i in indices]
+    frames = torch.stack([clip(world_scene(i, "validation"), 81) for i in indices])
+    moving = rate(WorldMotion(), rater, frames, prompts, 16.0)
+    assert 0.7 < float(moving.min()) <= float(moving.max()) < 1.4
+    assert float(rate(WorldMotion(), rater, frames[:, :1].expand_as(frames), prompts, 16.0).max()) < 0.01
 
 
 def test_a_prompt_read_is_the_prompt_meant() -> None:

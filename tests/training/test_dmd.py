@@ -265,6 +265,19 @@ def test_a_resumed_run_is_the_uninterrupted_one(make: Make, tmp_path: Path, chan
     assert all(("validation/reward/dark" in row) == ("watched" in changes) for row in watched)
 
 
+def test_plain_dmd_watches_the_clips_that_re_dmd_watches(make: Make) -> None:
+    """The same prompts and noise for both, so that their curves compare; only Re-DMD has a trained reward."""
+    watched = {"bright": BRIGHTNESS, "dark": BRIGHTNESS | {"sign": -1.0, "mean": -0.5}}
+    plain, rewarded = make(watched=watched, watch_clips=3), make(ReDmdStage, watched=watched, watch_clips=3)
+    scores = plain.watch()
+    assert list(scores) == ["bright", "dark"]
+    assert rewarded.watch() == {"trained": scores["bright"], **scores}
+    means = plain.metrics(1)
+    assert means["reward/bright"] == pytest.approx(sum(scores["bright"]) / 3)
+    assert means["reward/dark"] == pytest.approx(-means["reward/bright"])
+    assert make().metrics(1) == {}
+
+
 def test_the_alarm_is_told(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     stage = make(ReDmdStage, watched={"dark": BRIGHTNESS | {"sign": -1.0, "mean": -0.5}}, watch_clips=4)
     assert stage.metrics(1)["reward/alarms"] == 0

@@ -19,7 +19,6 @@ from reward_forcing.flow import ode_sigmas
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout.noise import SeededNoise
-from reward_forcing.training.world_latents import LatentsManifest, WorldLatents
 from reward_forcing.training.networks import load_transformer
 from reward_forcing.training.ode_pairs import (
     CausalTeacher,
@@ -34,6 +33,7 @@ from reward_forcing.training.ode_pairs import (
 from reward_forcing.training.prompts import PromptEncoder
 from reward_forcing.training.sampling import causal_trajectory, ode_trajectory
 from reward_forcing.training.shards import weights_hash, write_shards
+from reward_forcing.training.world_latents import LatentsManifest, WorldLatents
 
 SHAPE = (3, 4, 4, 4)
 CPU = torch.device("cpu")

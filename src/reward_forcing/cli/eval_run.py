@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from reward_forcing.evaluation.paired import PairedMeasure
     from reward_forcing.evaluation.results import EvalResults, Score, SetResults
 
-MAIN_SCORES = ("flow_dynamic_degree", "flicker", "midpoint_error", "background_constancy", "subject_constancy",
-               "border_effect", "first_chunk_copying", "sharpness", "colourfulness")  # fmt: skip
+MAIN_SCORES = ("tracked_motion", "flow_dynamic_degree", "flicker", "midpoint_error", "background_constancy",
+               "subject_constancy", "border_effect", "first_chunk_copying", "sharpness", "colourfulness")  # fmt: skip
 """Metrics that `run` prints, on all parts of a clip, besides every rate; results.json has all."""
 CURVE_WIDTH = 48
 

@@ -39,6 +39,7 @@ VERBS = {
     "train": Verb("train:train", "Train one stage of the recipe."),
     "data": Verb("data:app", "Make what is trained on: of the procedural world, or of your videos."),
     "eval": Verb("eval:app", "Measure a model."),
+    "reproduce": Verb("reproduce:app", "Make a table of the paper again, in miniature."),
     "models": Verb("models:app", "List, inspect and convert checkpoints."),
     "doctor": Verb("doctor:doctor", "Report what this machine can run, and how fast."),
 }
@@ -49,14 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that a `package.module:Class` of the user is found and hides nothing
+    sys.exit(exit_status(lambda: build_app(_first_word(arguments))(arguments, prog_name="rforce")))
+
+
+def exit_status(run: Callable[[], int | None]) -> int | None:
+    """What `run` returns, or the exit status of the error that ended it, told in one line on stderr."""
     try:
-        build_app(_first_word(arguments))(arguments, prog_name="rforce")
+        return run()
     except BAD_INPUT as error:
-        sys.exit(_report(error, EXIT_BAD_INPUT))
+        return _report(error, EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except Exception as error:
-        sys.exit(_report(error, EXIT_FAILURE))
+        return _report(error, EXIT_FAILURE)
 
 
 def build_app(verb: str | None) -> typer.Typer:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from reward_forcing.cli.train_plan import print_plan
-from reward_forcing.training import load_stage_settings, stage_class
+from reward_forcing.training import load_stage_settings, run_worker
 from reward_forcing.training.plan_sizes import refuse_names
 
 
@@ -38,23 +38,6 @@ def train(
         code = _launch_workers(processes, config, changes, out)
     if code:
         raise typer.Exit(code)
-
-
-def run_worker(config: Path, overrides: tuple[str, ...], out: Path) -> int:
-    """Train in this process, alone or as one of torchrun's; returns 0, or 128 + the signal that stopped it."""
-    import torch
-
-    from reward_forcing.training.checkpoint import only_writer
-    from reward_forcing.training.distributed import join_world
-    from reward_forcing.training.trainer import Trainer
-
-    settings = load_stage_settings(config, overrides)
-    torch.set_num_threads(settings.train.threads)
-    with join_world() as world, only_writer(out, world.is_first):
-        torch.manual_seed(settings.seed)
-        stage = stage_class(settings.stage)(settings, settings.seed, world.rank, world.size, world.device)
-        outcome = Trainer(stage, out, world).run()
-    return 0 if outcome.signal is None else 128 + outcome.signal
 
 
 def _worker_of_many(config: Path, overrides: tuple[str, ...], out: Path) -> None:

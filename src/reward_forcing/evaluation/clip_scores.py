@@ -6,7 +6,9 @@ A clip of up to 10 seconds is measured whole, with every metric. Of a longer one
 - what looks at the whole (`WHOLE`) is measured on one frame for each latent frame;
 - all else, the costly optical flow, on the first 5 seconds (`flicker@start`) and the last (`flicker@end`). The metrics'
   last 5 seconds begin with the first whole chunk in them, so that borders of chunks stay where they are;
-- the prompt is judged, and features are taken, on the first 5 seconds (`colour@start`) and on the last (`colour@end`).
+- the prompt is judged, and features are taken, on the first 5 seconds (`colour@start`) and on the last (`colour@end`);
+- the motion that the prompt means (`tracked_motion`) is followed throughout, and where it means an object, how far the
+  clip goes away from its first chunk (`background_shift`): means, the last 5 seconds, curves, drifts and slopes.
 
 A metric that a clip is too short for is left out. T frames, H W pixels.
 """
@@ -15,22 +17,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+
+from reward_forcing.data.scenes import KINDS
 from reward_forcing.evaluation.drift import video_drift
 from reward_forcing.evaluation.metrics import METRICS, Rhythm
-from reward_forcing.evaluation.metrics.clips import Pixels, check_clip
+from reward_forcing.evaluation.metrics.clips import Array, Pixels, check_clip
 from reward_forcing.evaluation.results import ALIGNED, Way
 from reward_forcing.evaluation.suites import LONGEST_SHORT
 from reward_forcing.evaluation.world_distance import features_of, window_frames
+from reward_forcing.evaluation.world_identity import IDENTITY_DOCS, identity_shifts
 from reward_forcing.evaluation.world_suite import Prompt, judge
+from reward_forcing.evaluation.world_tracking import LEAST_MOTION, STEP, follow, tracked_motion
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a score is: its unit, which way is better, whether it is a rate of clips or a mean, its definition."""
+
+    unit: str
+    better: Way
+    kind: Literal["rate", "mean"]
+    doc: str
+
 
 PER_FRAME = ("sharpness", "contrast", "saturation", "colourfulness", "clipped_share", "noise_level")
 WHOLE = ("background_constancy", "subject_constancy", "moving_share", "first_chunk_copying")
 AT_ENDS = tuple(name for name in METRICS if name not in PER_FRAME + WHOLE)
 SEGMENT_SECONDS = 2.0
 END_SECONDS = 5.0
+
+TRACKED_MOTION, TRACKED_MOVES = "tracked_motion", "tracked_moves"
 
 ATTRIBUTE_DOCS = {
     "colour": "Every object has the colour that the prompt names.",
@@ -42,8 +62,14 @@ ATTRIBUTE_DOCS = {
     "moves": "The clip is not still.",
     "size": "The object has the size that the prompt names.",
     "speed": "The motion has the speed that the prompt names.",
+    TRACKED_MOVES: "The tracked motion is at least a quarter of what the prompt means.",
     ALIGNED: "Everything that the prompt names is right.",
 }
+WORLD_METRICS = {
+    TRACKED_MOTION: Meaning("", "higher", "mean", "How much of the meant motion is seen, by tracking; 1 is all of it."),
+    **{name: Meaning("", "lower", "mean", doc) for name, doc in IDENTITY_DOCS.items()},
+}
+"""What is measured besides `METRICS` where the prompt's scene is known."""
 PART_DOCS = {
     "": "",
     "start": "On the first 5 seconds.",
@@ -64,16 +90,6 @@ class ClipScores:
     features: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Meaning:
-    """What a score is: its unit, which way is better, whether it is a rate of clips or a mean, its definition."""
-
-    unit: str
-    better: Way
-    kind: Literal["rate", "mean"]
-    doc: str
-
-
 def measure_clip(frames: Pixels, rhythm: Rhythm, truth: Prompt | None = None) -> ClipScores:
     """Everything measured on a clip uint8 [T, H, W, 3]. truth: what it should show, where that is known.
 
@@ -86,6 +102,8 @@ def measure_clip(frames: Pixels, rhythm: Rhythm, truth: Prompt | None = None) ->
     if truth is None:
         return ClipScores(scores)
     right, seen = _judged(frames, truth)
+    if len(frames) > STEP:
+        scores |= _motion_scores(tracked_motion(frames, truth))
     return ClipScores(scores, right, {}, seen, {"": features_of(frames[: window_frames(rhythm.fps)])})
 
 
@@ -94,13 +112,17 @@ def meaning(name: str) -> Meaning:
     base, _, part = name.partition("@")
     if base in ATTRIBUTE_DOCS:
         return Meaning("", "higher", "rate", _sentences(ATTRIBUTE_DOCS[base], PART_DOCS[part]))
-    metric = METRICS[base]
-    doc = _sentences(metric.doc, PART_DOCS[part])
+    if base in WORLD_METRICS:
+        what = WORLD_METRICS[base]
+    else:
+        metric = METRICS[base]
+        what = Meaning(metric.unit, metric.better, "rate" if metric.unit == "0 or 1" else "mean", metric.doc)
+    doc = _sentences(what.doc, PART_DOCS[part])
     if part == "drift":
-        return Meaning(metric.unit, "lower", "mean", doc)
+        return Meaning(what.unit, "lower", "mean", doc)
     if part == "slope":
-        return Meaning(f"{metric.unit} per minute", "neither", "mean", doc)
-    return Meaning(metric.unit, metric.better, "rate" if metric.unit == "0 or 1" else "mean", doc)
+        return Meaning(f"{what.unit} per minute".strip(), "neither", "mean", doc)
+    return replace(what, doc=doc)
 
 
 def _sentences(*parts: str) -> str:
@@ -116,12 +138,17 @@ def _measured(frames: Pixels, names: Iterable[str], rhythm: Rhythm, part: str = 
 
 
 def _measure_long(frames: Pixels, rhythm: Rhythm, truth: Prompt | None) -> ClipScores:
-    measured = {name: METRICS[name].function(frames, rhythm) for name in PER_FRAME}
-    drifts = {name: video_drift(one.values, rhythm.fps, SEGMENT_SECONDS) for name, one in measured.items()}
+    values = {name: METRICS[name].function(frames, rhythm).values for name in PER_FRAME}
+    if truth is not None:
+        values |= _world_values(frames, rhythm, truth)
+    drifts = {name: video_drift(one, rhythm.fps, SEGMENT_SECONDS) for name, one in values.items()}
     end = round(END_SECONDS * rhythm.fps)
     chunks = rhythm.chunks(len(frames))
     last = next((chunk.start for chunk in chunks if chunk.start >= len(frames) - end), len(frames) - end)
-    scores = {name: one.score for name, one in measured.items()}
+    scores = {name: float(one.mean()) for name, one in values.items()}
+    scores |= {f"{name}@end": float(one[-end:].mean()) for name, one in values.items() if name in WORLD_METRICS}
+    if truth is not None:
+        scores |= _motion_scores(values[TRACKED_MOTION])
     scores |= {f"{name}@drift": drift.drift for name, drift in drifts.items()}
     scores |= {f"{name}@slope": drift.slope for name, drift in drifts.items()}
     scores |= _measured(frames[:: rhythm.latent_frames], WHOLE, _of_latent_frames(rhythm))
@@ -138,6 +165,20 @@ def _measure_long(frames: Pixels, rhythm: Rhythm, truth: Prompt | None) -> ClipS
             right |= {f"{name}@{part}": is_right for name, is_right in judged.items()}
             features[part] = features_of(features_frames)
     return ClipScores(scores, right, {name: drift.means for name, drift in drifts.items()}, seen, features)
+
+
+def _motion_scores(motion: Array) -> dict[str, float]:
+    mean = float(motion.mean())
+    return {TRACKED_MOTION: mean, TRACKED_MOVES: float(mean >= LEAST_MOTION)}
+
+
+def _world_values(frames: Pixels, rhythm: Rhythm, truth: Prompt) -> dict[str, Array]:
+    """The motion and, where there is an object, the shifts of each frame of a long clip; the last motion lasts."""
+    if not KINDS[truth.scene.kind].has_object:
+        return {TRACKED_MOTION: np.pad(tracked_motion(frames, truth), (0, STEP), mode="edge")}
+    regions = follow(frames)
+    shifts = identity_shifts(frames, regions, rhythm.first_chunk_frames)
+    return {TRACKED_MOTION: np.pad(tracked_motion(frames, truth, regions), (0, STEP), mode="edge"), **shifts}
 
 
 def _of_latent_frames(rhythm: Rhythm) -> Rhythm:

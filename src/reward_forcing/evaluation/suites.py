@@ -9,9 +9,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -146,20 +146,20 @@ def bundled_suite(prompts: int = SHORT_PROMPTS, seeds: int = 1) -> Suite:
     Wordings are distinct, and no training clip has their wording or their combination of kind, shape, colour and
     background (snow, day and pan, which have no object, are held out by wording only).
     """
-    truth = tuple(islice(_distinct_prompts(), prompts))
+    truth = distinct_prompts(prompts)
     short = PromptSet("short", tuple(prompt.text for prompt in truth), SHORT_SECONDS, seeds, truth)
     long = replace(short.first(max(2, prompts // PROMPTS_PER_LONG)), name="long", seconds=LONG_SECONDS)
     return Suite(BUNDLED_SUITE, (short, long))
 
 
-def _distinct_prompts() -> Iterable[Prompt]:
-    """The world's held-out prompts without the few that repeat the wording of an earlier one."""
-    texts: set[str] = set()
-    for index in count():
-        (prompt,) = held_out_prompts(1, index)
-        if prompt.text not in texts:
-            texts.add(prompt.text)
-            yield prompt
+def distinct_prompts(number: int) -> tuple[Prompt, ...]:
+    """The world's first held-out prompts, without the few that repeat the wording of an earlier one."""
+    found: dict[str, Prompt] = {}
+    for (prompt,) in (held_out_prompts(1, index) for index in count()):
+        found.setdefault(prompt.text, prompt)
+        if len(found) == number:
+            break
+    return tuple(found.values())
 
 
 class _Line(Settings):

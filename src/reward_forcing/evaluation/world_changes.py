@@ -47,7 +47,7 @@ def changes_of(frames: Pixels) -> tuple[int, ...]:
     motion. A steadily moving, cut-off or leaving object is no change. A change within 6 frames of an end, or of a
     greater change, is not told.
     """
-    scenes = _apart(_steps(_backdrops(frames)) + _cuts(frames))
+    scenes = _apart(_steps(backdrops(frames)) + _cuts(frames))
     found = list(scenes)
     for first, last in pairwise((0, *scenes, len(frames))):
         found += [first + at for at in _of_objects(frames[first:last])]
@@ -74,7 +74,7 @@ def _apart(found: list[tuple[int, float]], distance: int = 6) -> tuple[int, ...]
     return tuple(sorted(kept))
 
 
-def _backdrops(frames: Pixels) -> list[Array]:
+def backdrops(frames: Pixels) -> list[Array]:
     """Colours of the upper and of the lower corners, each [T, 3]; a triangle's base hides half of the rows between."""
     edge, side = max(1, frames.shape[1] // 24), max(1, frames.shape[2] // 7)
     corners = np.concatenate([frames[:, :, :side], frames[:, :, -side:]], axis=2)

@@ -86,16 +86,13 @@ def distances(features: Sequence[Sequence[Sequence[float]]], start: float = 0) -
     features: [prompts][seeds][D] of clips from second `start` on. Left out are the Frechet distance for no more clips
     than features, whose covariance could not be known, and all for fewer than 3 prompts.
     """
-    rendered = reference_features(start)
-    mean, spread = rendered.mean(0), rendered.std(0)
-    reference = (rendered - mean) / spread
-    prompts = [(np.array(seeds) - mean) / spread for seeds in features]
+    reference = standardised(reference_features(start), start)
+    prompts = [standardised(seeds, start) for seeds in features]
     clips = sum(map(len, prompts)) - max(map(len, prompts), default=0)
-    least = {FRECHET: reference.shape[1] + 1, KERNEL: 2}
     return {
         name: jackknife(prompts, lambda kept, distance=distance: distance(np.concatenate(kept), reference))
         for name, distance in DISTANCES.items()
-        if clips >= least[name] and len(prompts) > 2
+        if clips >= least_clips(name) and len(prompts) > 2
     }
 
 
@@ -108,3 +105,14 @@ def beside_rendered(
     """
     rendered = [[row] for row in rendered_features(scenes, start).tolist()]
     return {"": distances(features, start), "rendered_": distances(rendered, start)}
+
+
+def standardised(features: Sequence[Sequence[float]] | Array, start: float = 0) -> Array:
+    """Features [N, D] of clips from second `start` on, in standard deviations of the rendered ones."""
+    rendered = reference_features(start)
+    return (np.asarray(features) - rendered.mean(0)) / rendered.std(0)
+
+
+def least_clips(name: str) -> int:
+    """The clips that a distance needs: for the Frechet one more than features, or their covariance is not known."""
+    return reference_features().shape[1] + 1 if name == FRECHET else 2

@@ -7,8 +7,9 @@ They see what any reward sees, frames and prompts; to train on them would be to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from torch import Tensor
 from reward_forcing.data.caption_reader import read_caption
 from reward_forcing.data.captions import UNSAID
 from reward_forcing.data.scenes import Scene
+from reward_forcing.evaluation.world_regions import Pixels
 from reward_forcing.evaluation.world_suite import Prompt, judge
+from reward_forcing.evaluation.world_tracking import tracked_motion
 from reward_forcing.rewards import Rater, Reward
 
 
@@ -28,13 +31,27 @@ class WorldAlignment(Reward):
         return _rate_alignment
 
 
+class WorldMotion(Reward):
+    """How much of the motion that the prompt means a clip shows, by tracking; 1 is all of it."""
+
+    def load(self, device: torch.device) -> Rater:
+        """The rater; it computes on the CPU."""
+        return _rate_motion
+
+
 def _rate_alignment(frames: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
+    return _each(frames, prompts, lambda clip, prompt: fmean(judge(prompt, clip).right.values()))
+
+
+def _rate_motion(frames: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
+    return _each(frames, prompts, lambda clip, prompt: float(tracked_motion(clip, prompt).mean()))
+
+
+def _each(frames: Tensor, prompts: Sequence[str], score: Callable[[Pixels, Prompt], float]) -> Tensor:
+    """The scores [B] of clips [B, T, 3, H, W] in [0, 1] and their prompts."""
     clips = (frames.float().clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
-    shares = []
-    for clip, text in zip(clips, prompts, strict=True):
-        right = judge(prompt_of(text), clip).right.values()
-        shares.append(sum(right) / len(right))
-    return torch.tensor(shares, dtype=torch.float32, device=frames.device)
+    scores = [score(clip, prompt_of(text)) for clip, text in zip(clips, prompts, strict=True)]
+    return torch.tensor(scores, dtype=torch.float32, device=frames.device)
 
 
 def prompt_of(text: str) -> Prompt:

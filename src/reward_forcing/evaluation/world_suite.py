@@ -5,6 +5,7 @@ Where a prompt leaves an attribute out, anything is right and nothing is counted
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reward_forcing.config import unknown
 from reward_forcing.data.captions import UNSAID, Caption, caption
 from reward_forcing.data.dataset import FIRST_HELD_OUT, world_scene
 from reward_forcing.data.scenes import KINDS, Scene
@@ -21,6 +23,8 @@ from reward_forcing.evaluation.results import ALIGNED
 from reward_forcing.evaluation.statistics import wilson_interval
 from reward_forcing.evaluation.world_vision import Seen, see
 
+OMITTED = ("background", "colour")
+"""Traits that a wording of a single object may leave out although they are seen from the first frame on."""
 ATTRIBUTES = ("colour", "shape", "count", "motion", "direction", "background", "moves", "size", "speed")
 
 
@@ -64,6 +68,31 @@ def _prompt(index: int) -> Prompt:
         says = worded.says | {"size": UNSAID, "speed": UNSAID}
         worded = Caption(FIRST_HELD_OUT, says)
     return Prompt(index, worded.text, worded.says, scene)
+
+
+def underspecified_prompts(count: int, left_out: Sequence[Sequence[str]]) -> list[Prompt]:
+    """Prompts of held-out combinations with one object that leave traits out, so that a long clip may drift in them.
+
+    left_out: what the prompts leave out, in turn, such as [("background",), ("background", "colour")]; all else that
+    the wording draws is said. Wordings are of patterns that training has seen, for held-out ones leave nothing out.
+    Raises ValueError for traits that wordings never leave out.
+    """
+    for name in (name for names in left_out for name in names):
+        if name not in OMITTED:
+            raise ValueError(unknown("trait to leave out", name, OMITTED))
+    scenes = ((index, world_scene(index, "held_out")) for index in itertools.count())
+    single = ((index, scene) for index, scene in scenes if KINDS[scene.kind].has_object and scene.second is None)
+    cases = zip(itertools.islice(single, count), itertools.cycle(left_out), strict=False)
+    return [_silent_prompt(index, scene, names) for (index, scene), names in cases]
+
+
+def _silent_prompt(index: int, scene: Scene, left_out: Sequence[str]) -> Prompt:
+    """The first wording of a scene that leaves out these of `OMITTED` and no other."""
+    rng = np.random.default_rng([1, index])
+    while True:
+        worded = caption(scene, rng)
+        if all((worded.says[name] == UNSAID) == (name in left_out) for name in OMITTED):
+            return Prompt(index, worded.text, worded.says, scene)
 
 
 @dataclass(frozen=True)

@@ -48,3 +48,20 @@ def load_stage_settings(path: Path, overrides: Sequence[str] = ()) -> "StageSett
 
         return load_settings(StageSettings, path, overrides)
     return load_settings(stage_class(name).settings_class, path, overrides)
+
+
+def run_worker(config: Path, overrides: Sequence[str], out: Path) -> int:
+    """Train in this process, alone or as one of torchrun's; returns 0, or 128 + the signal that stopped it."""
+    import torch
+
+    from reward_forcing.training.checkpoint import only_writer
+    from reward_forcing.training.distributed import join_world
+    from reward_forcing.training.trainer import Trainer
+
+    settings = load_stage_settings(config, overrides)
+    torch.set_num_threads(settings.train.threads)
+    with join_world() as world, only_writer(out, world.is_first):
+        torch.manual_seed(settings.seed)
+        stage = stage_class(settings.stage)(settings, settings.seed, world.rank, world.size, world.device)
+        outcome = Trainer(stage, out, world).run()
+    return 0 if outcome.signal is None else 128 + outcome.signal

@@ -104,13 +104,23 @@ def only_writer(folder: Path, is_first: bool = True) -> Iterator[None]:
     if not is_first:
         yield
         return
+    with try_lock(folder) as is_ours:
+        if not is_ours:
+            raise ValueError(f"another training is writing to {folder}; wait for it or choose another --out")
+        yield
+
+
+@contextmanager
+def try_lock(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock if nobody else does, and say whether; it goes with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another training is writing to {folder}; wait for it or choose another --out") from None
-        yield
+            yield False
+        else:
+            yield True
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ rollout is the one that generates: same cache, same sink, evictions included.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from reward_forcing.flow import add_noise, warp_denoising_steps
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.vae import StreamingVAE
+from reward_forcing.rewards import Rater, Reward, RewardSettings, rate
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.noise import SeededNoise
 from reward_forcing.rollout.rollout import KVGrad, Rollout
@@ -32,6 +33,9 @@ from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
 from reward_forcing.training.sampling import guided_x0
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
+
+WATCH_BATCH = 8
+"""Clips that are rolled out side by side for the watched rewards."""
 
 
 class DmdSettings(StageSettings):
@@ -47,6 +51,8 @@ class DmdSettings(StageSettings):
     each frame's own prompt. first_frame_weight: factor of the gradient of the first latent frame, which is a single
     pixel frame and has no past to go by. prompts: a file with a prompt in each line, in place of `captions` captions of
     the world; its last `validation_prompts` are not trained with. negative_prompt: what guidance leads away from.
+    watched: rewards that nothing optimises, by name; whenever samples are drawn they rate `watch_clips` clips of
+    validation prompts. fps: of the decoded frames.
     """
 
     stage: Literal["dmd"] = "dmd"
@@ -73,6 +79,9 @@ class DmdSettings(StageSettings):
     negative_prompt: str = ""
     switch_share: float = Field(0.0, ge=0, le=1)
     first_frame_weight: PositiveFloat = 1.0
+    watched: dict[str, RewardSettings] = Field(default_factory=dict)
+    watch_clips: int = Field(16, ge=2)
+    fps: PositiveFloat = 16.0
 
     @model_validator(mode="after")
     def _rollouts_hold_what_is_scored(self) -> Self:
@@ -120,6 +129,9 @@ class DmdStage(Stage[DmdSettingsT]):
         self.real_score = load_transformer(settings.real_score, device, settings.train.compile).requires_grad_(False)
         self.fake_score = load_transformer(settings.fake_score or settings.real_score, device, settings.train.compile)
         self.shape = (self.generator.config["in_channels"], *settings.latent_size)
+        self.raters: dict[str, tuple[Reward, Rater]] = {
+            name: (reward, reward.load(device)) for name, reward in settings.watched.items()
+        }
 
     def networks(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "fake_score": self.fake_score}
@@ -281,7 +293,30 @@ class DmdStage(Stage[DmdSettingsT]):
         decoded = self.pixels(self._rollout(prompts, seeds, self.sigmas, self.settings.frames).clip)
         return {"samples": decoded[:, :: max(1, decoded.shape[1] // 10)]}
 
+    @torch.no_grad()
+    def metrics(self, step: int) -> dict[str, Tensor | float]:
+        """Mean rewards of clips of validation prompts, always the same prompts and noise."""
+        return mean_rewards(self.watch())
+
+    def watch(self) -> dict[str, list[float]]:
+        """Normalised scores of the rewards in `raters`, clip by clip."""
+        scores: dict[str, list[float]] = {name: [] for name in self.raters}
+        texts = self.source.validation(self.settings.watch_clips) if self.raters else []
+        for first in range(0, len(texts), WATCH_BATCH):
+            captions = texts[first : first + WATCH_BATCH]
+            seeds = range(first, first + len(captions))
+            prompts = PromptTimeline(self.prompts(captions))
+            frames = self.pixels(self._rollout(prompts, seeds, self.sigmas, self.settings.frames).clip)
+            for name, (reward, rater) in self.raters.items():
+                scores[name] += rate(reward, rater, frames, captions, self.settings.fps).tolist()
+        return scores
+
     def export(self, folder: Path) -> None:
         """Write `folder`/transformer, the generator, and `folder`/fake_score, for a run that goes on from here."""
         self.generator.save_pretrained(folder / "transformer")
         self.fake_score.save_pretrained(folder / "fake_score")
+
+
+def mean_rewards(scores: Mapping[str, Sequence[float]]) -> dict[str, Tensor | float]:
+    """The mean of each reward's scores, under the name that the log gives it."""
+    return {f"reward/{name}": sum(values) / len(values) for name, values in scores.items()}

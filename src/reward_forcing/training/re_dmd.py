@@ -20,17 +20,15 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from reward_forcing.logs import console
-from reward_forcing.rewards import Rater, RewardSettings, rate
+from reward_forcing.rewards import RewardSettings, rate
 from reward_forcing.rewards.alarm import alarm
 from reward_forcing.rewards.weighting import effective_share, reward_weights
 from reward_forcing.training.distributed import sum_over_processes
-from reward_forcing.training.dmd import DmdSettings, DmdStage, Rolled
-from reward_forcing.training.prompts import PromptTimeline
+from reward_forcing.training.dmd import DmdSettings, DmdStage, Rolled, mean_rewards
 
 LEAST_SHARE = 0.25
 """Below this share of effective samples the stage warns: most of what is rolled out is wasted."""
 TRAINED = "trained"
-WATCH_BATCH = 8
 
 
 class ReDmdSettings(DmdSettings):
@@ -41,9 +39,7 @@ class ReDmdSettings(DmdSettings):
     exp(-r / beta), see above. group: rollouts of each prompt in that one's batch, over which the weights are normalised
     (Z(c)); 1 normalises nothing, as the paper does. running: z-score rewards by their running mean and deviation,
     which move by this share per update, in place of the reward's own constants. weight_clip: the largest weight.
-    watched: rewards that nothing optimises, by name; whenever samples are drawn, they and the trained one rate
-    `watch_clips` clips of validation prompts, and an alarm tells if the trained one rose while one of them fell.
-    fps: of the decoded frames.
+    The trained reward is watched with the others, and an alarm tells if it rose while one of them fell.
     """
 
     stage: Literal["re_dmd"] = "re_dmd"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -53,9 +49,6 @@ class ReDmdSettings(DmdSettings):
     group: PositiveInt = 1
     running: float | None = Field(None, gt=0, lt=1)
     weight_clip: PositiveFloat | None = None
-    watched: dict[str, RewardSettings] = Field(default_factory=dict)
-    watch_clips: int = Field(16, ge=2)
-    fps: PositiveFloat = 16.0
 
     @model_validator(mode="after")
     def _groups_fill_the_batch(self) -> Self:
@@ -74,7 +67,7 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
     def __init__(self, settings: ReDmdSettings, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(settings, seed, rank, world_size, device)
         self.rater = settings.reward.load(device)
-        self.watched: dict[str, Rater] = {name: reward.load(device) for name, reward in settings.watched.items()}
+        self.raters = {TRAINED: (settings.reward, self.rater), **self.raters}
         self.running = RunningScale(settings.running)
         self.at_start: dict[str, list[float]] = {}
         self._told_of_share = False
@@ -123,7 +116,7 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
     @torch.no_grad()
     def metrics(self, step: int) -> dict[str, Tensor | float]:
         """Mean rewards of clips of validation prompts, always the same prompts and noise; tells of alarms."""
-        scores = self._watch()
+        scores = self.watch()
         self.at_start = self.at_start or scores
         fallen = alarm(self.at_start, scores, TRAINED)
         if fallen:
@@ -132,24 +125,7 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
                 markup=False,
                 soft_wrap=True,
             )
-        means = {f"reward/{name}": sum(values) / len(values) for name, values in scores.items()}
-        return {**means, "reward/alarms": float(len(fallen))}
-
-    def _watch(self) -> dict[str, list[float]]:
-        """Normalised scores of the trained and the watched rewards, clip by clip."""
-        raters = {TRAINED: (self.settings.reward, self.rater)}
-        raters |= {name: (reward, self.watched[name]) for name, reward in self.settings.watched.items()}
-        scores: dict[str, list[float]] = {name: [] for name in raters}
-        texts = self.source.validation(self.settings.watch_clips)
-        for first in range(0, self.settings.watch_clips, WATCH_BATCH):
-            items = range(first, min(first + WATCH_BATCH, self.settings.watch_clips))
-            captions = texts[first : items.stop]
-            prompts = PromptTimeline(self.prompts(captions))
-            rolled = self._rollout(prompts, items, self.sigmas, self.settings.frames)
-            frames = self.pixels(rolled.clip)
-            for name, (reward, rater) in raters.items():
-                scores[name] += rate(reward, rater, frames, captions, self.settings.fps).tolist()
-        return scores
+        return {**mean_rewards(scores), "reward/alarms": float(len(fallen))}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the networks."""

@@ -1,0 +1,117 @@
+"""`rforce reproduce`: the paper's tables, made again at a size that can be run at home."""
+
+import multiprocessing
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reward_forcing.cli.data import parse_share
+from reward_forcing.logs import duration
+
+if TYPE_CHECKING:
+    from reward_forcing.evaluation.reproduce.recipe import Recipe
+
+app = typer.Typer(help="Make a table of the paper again, in miniature.", no_args_is_help=True)
+
+
+@app.callback()
+def _verbs() -> None:
+    """Keeps `table3` a verb of its own although it is the only one."""
+
+
+class Show(StrEnum):
+    """What to show instead of working: how far the units are, the results of those that are done, their schema."""
+
+    STATUS = "status"
+    REPORT = "report"
+    SCHEMA = "schema"
+
+
+@app.command()
+def table3(
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as evaluation.prompts=16.")] = None,
+    recipe: Annotated[Path, typer.Option(help="The recipe file.")] = Path("configs/reproduce/table3.yaml"),
+    out: Annotated[Path, typer.Option(help="The folder. The same command continues in it.")] = Path("runs/table3"),
+    processes: Annotated[int, typer.Option(min=1, help="Units worked on side by side, one thread each.")] = 1,
+    only: Annotated[list[str] | None, typer.Option(help="Keep to this variant. Repeatable.")] = None,
+    share: Annotated[str, typer.Option(help="i/n: keep to the i-th of n parts of the units, from 0/n on.")] = "0/1",
+    show: Annotated[Show | None, typer.Option(help="Show this and stop, without working.")] = None,
+) -> None:
+    """Train and judge every variant of the ablation (Table 3, Fig. 6), and write what came of the paper's claims.
+
+    Stopped at any moment, the same command goes on; several may run on one folder. The results are of what is done.
+    """
+    from reward_forcing.evaluation.reproduce.recipe import load_recipe
+    from reward_forcing.evaluation.reproduce.record import ablation_schema
+    from reward_forcing.optical_flow import opencv
+
+    part, kept = parse_share(share), tuple(only or ())
+    if show is Show.SCHEMA:
+        typer.echo(ablation_schema(), nl=False)
+        return
+    opencv()
+    wanted = load_recipe(recipe, tuple(overrides or ()))
+    if show is Show.STATUS:
+        typer.echo(_status(wanted, out))
+        return
+    if show is None and (code := _work(wanted, out, kept, part, processes)):
+        raise typer.Exit(code)
+    _report(wanted, out)
+
+
+def _work(recipe: "Recipe", out: Path, only: tuple[str, ...], share: tuple[int, int], processes: int) -> int:
+    """Do the units in so many processes; 0, or the exit status of the first that did not end well."""
+    from reward_forcing.evaluation.reproduce.units import work
+
+    if processes == 1:
+        return work(recipe, out, only, share)
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_worker, args=(recipe, out, only, share)) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    codes = [worker.exitcode or 0 for worker in workers]
+    return next((128 - code if code < 0 else code for code in codes if code), 0)
+
+
+def _worker(recipe: "Recipe", out: Path, only: tuple[str, ...], share: tuple[int, int]) -> None:
+    """One of several processes; what goes wrong is told in one line, as the command itself does."""
+    from reward_forcing.cli.main import exit_status
+    from reward_forcing.evaluation.reproduce.units import work
+
+    sys.exit(exit_status(lambda: work(recipe, out, only, share)))
+
+
+def _report(recipe: "Recipe", out: Path) -> None:
+    from reward_forcing.evaluation.reproduce.plots import draw
+    from reward_forcing.evaluation.reproduce.record import summarise, write_ablation
+    from reward_forcing.evaluation.reproduce.table import markdown
+
+    results = summarise(recipe, out, shlex.join(["rforce", *sys.argv[1:]]))
+    pictures = draw(results, out)
+    page = out / "table3.md"
+    page.write_text(markdown(results), encoding="utf-8")
+    for claim in results.claims.values():
+        typer.echo(f"- {claim.sentence}")
+    typer.echo("\n".join(map(str, (write_ablation(results, out), page, *pictures))))
+
+
+def _status(recipe: "Recipe", out: Path) -> str:
+    """A line for each unit, and what is left."""
+    from reward_forcing.evaluation.reproduce.units import cpu_left, progress_of, units_of
+
+    progress = [one for unit in units_of(recipe, out) for one in progress_of(recipe, unit)]
+    lines = [f"{'unit':32s} {'task':9s} {'state':8s} {'done':>6s} {'CPU s':>8s}"]
+    for one in progress:
+        name = f"{one.unit.variant} seed {one.unit.seed}"
+        cpu = "" if one.cpu is None else f"{one.cpu:.0f}"
+        lines.append(f"{name:32s} {one.task:9s} {one.state:8s} {100 * one.share:4.0f} % {cpu:>8s}")
+    for task, seconds in cpu_left(progress).items():
+        told = "unknown until one is done" if seconds is None else f"{duration(seconds)} of CPU time"
+        lines.append(f"left to {task}: {told}")
+    return "\n".join(lines)

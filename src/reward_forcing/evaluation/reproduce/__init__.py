@@ -1,0 +1,1 @@
+"""The paper's ablation (Reward Forcing, Table 3) in miniature: trained, measured, and held to what the paper claims."""

@@ -1,0 +1,95 @@
+"""An ablation as Markdown: the paper's Table 3 beside ours, everything else measured, and a sentence for each claim.
+
+The text is a section that can be pasted into a page of results, with the pictures beside it.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from reward_forcing.evaluation.reproduce.measure import MEASURES, Measure
+from reward_forcing.evaluation.reproduce.paper import COLUMNS, TABLE3
+from reward_forcing.evaluation.reproduce.plots import plots_of
+from reward_forcing.evaluation.reproduce.record import AblationResults, Cell, VariantResults
+from reward_forcing.evaluation.results import Interval
+
+NOTHING = ""
+"""What stands in a cell that was not measured."""
+ARROWS = {"higher": "up", "lower": "down", "neither": ""}
+
+
+def markdown(results: AblationResults) -> str:
+    """The whole section."""
+    parts = [
+        "### The paper's ablation in miniature",
+        f"`{results.command}` ({results.created}, commit {', '.join(results.commits) or 'unknown'}, {results.machine})",
+        _scale(results),
+        f"{results.intervals} The paper's numbers, in round brackets, are percents of VBench's scores and the drift of "
+        "imaging quality, of other models: directions compare, sizes do not.",
+        _table(results, list(COLUMNS), with_paper=True),
+        "What else was measured:",
+        _table(results, [name for name in MEASURES if name not in COLUMNS], with_paper=False),
+        "Less `ours`, on the same prompts, noise and training seeds:",
+        _differences(results),
+        "What came of the paper's claims:",
+        "\n".join(f"- **{claim.where}.** {claim.sentence}" for claim in results.claims.values()),
+        "\n\n".join(f"![{caption}](images/{name})" for name, caption in plots_of(results).items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _scale(results: AblationResults) -> str:
+    seeds = {len(variant.seeds) for variant in results.variants.values()}
+    judged, base = results.recipe["evaluation"], results.recipe["base"]
+    told = (
+        f"Trained from `{base['config']}` with {' '.join(f'`{one}`' for one in base['overrides']) or 'no changes'}, "
+        f"{' or '.join(map(str, sorted(seeds)))} training seeds; {judged['prompts']} held-out prompts of "
+        f"{judged['seconds']:g} s and {judged['long_prompts']} under-specified ones of {judged['long_seconds']:g} s, "
+        f"{judged['seeds']} of each. CPU seconds (median) of a training {results.cpu['train']:.0f}, of an evaluation "
+        f"{results.cpu['evaluate']:.0f}."
+    )
+    return told + (f" Not measured: {', '.join(results.missing)}." if results.missing else "")
+
+
+def _table(results: AblationResults, measures: list[str], with_paper: bool) -> str:
+    heads = [f"{_head(name, with_paper)} {ARROWS[MEASURES[name].better]}" for name in measures]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for block, rows in groupby(results.variants.items(), key=lambda item: item[1].block):
+        lines.append(f"| **{block}** |" + " |" * len(heads))
+        lines += [_row(name, variant, measures, with_paper) for name, variant in rows]
+    return "\n".join(lines)
+
+
+def _head(name: str, with_paper: bool) -> str:
+    return f"{COLUMNS[name]}: {MEASURES[name].label}" if with_paper else MEASURES[name].label
+
+
+def _row(name: str, variant: VariantResults, measures: list[str], with_paper: bool) -> str:
+    paper = dict(zip(COLUMNS, TABLE3.get(name, ()), strict=False)) if with_paper else {}
+    cells = [
+        f"{_cell(variant.measures.get(one), MEASURES[one])}{f' ({paper[one]:.2f})' if one in paper else ''}"
+        for one in measures
+    ]
+    return f"| {variant.label} | {' | '.join(cells)} |"
+
+
+def _cell(cell: Cell | None, measure: Measure) -> str:
+    return NOTHING if cell is None else _told(cell.value, measure.digits)
+
+
+def _told(interval: Interval, digits: int, sign: str = "") -> str:
+    value, low, high = (f"{number:{sign}.{digits}f}" for number in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _differences(results: AblationResults) -> str:
+    lines = [f"| | {' | '.join(MEASURES[name].label for name in COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for variant in results.variants.values():
+        cells = [variant.measures[name].against_ours if name in variant.measures else None for name in COLUMNS]
+        if any(cell is not None for cell in cells):
+            told = [
+                NOTHING if cell is None else _told(cell, MEASURES[name].digits, "+")
+                for name, cell in zip(COLUMNS, cells, strict=True)
+            ]
+            lines.append(f"| {variant.label} | {' | '.join(told)} |")
+    return "\n".join(lines)
