@@ -63,7 +63,7 @@ def recipe_file(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactor
         },
         "evaluation": {"prompts": 3, "seconds": 0.8, "long_prompts": 2, "long_seconds": 10.1, "batch": 3},
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return folder / "recipe.yaml"
 
 

@@ -33,7 +33,7 @@ def plots_of(results: AblationResults) -> dict[str, str]:
     """The pictures of an ablation: file -> caption."""
     drawn = _names(_drawn(results))
     return {
-        BARS: f"Every variant with 95 % intervals; the dashed line is {OURS}",
+        BARS: f"Every variant with 95 % intervals; the dashed line is {OURS}; axes need not begin at 0",
         CURVE: f"Watched rewards in training, mean over runs and their range: {drawn}",
         DRIFT: f"Along the long clips, mean over runs and their range: {drawn}",
         CLIPS: f"The first long clip of each variant, evenly spaced frames: {_names(_apart(results))}",

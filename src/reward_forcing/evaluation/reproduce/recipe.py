@@ -132,9 +132,12 @@ class Recipe(Settings):
         return settings
 
     def trained_as(self) -> dict[str, str]:
-        """For each variant the first one with the very same settings: what is equal is trained and measured once."""
-        first: dict[str, str] = {}
+        """For each variant the one that stands for all with the very same settings: `ours`, or else the first of them.
+
+        What is equal is trained and measured once.
+        """
         keys = {name: digest(self.training(name, self.seeds[0]).model_dump(mode="json")) for name in self.variants}
+        first: dict[str, str] = {keys[OURS]: OURS}
         for name, key in keys.items():
             first.setdefault(key, name)
         return {name: first[key] for name, key in keys.items()}
