@@ -187,14 +187,14 @@ def stop_training(patch: pytest.MonkeyPatch) -> None:
 
 def stop_evaluation(patch: pytest.MonkeyPatch) -> None:
     """When one clip is recorded and the next is about to be."""
-    write = run._write
+    write = run.write_settings
 
     def write_or_stop(path: Path, value: Any) -> None:
         if path.parent.name == "samples" and any(path.parent.glob("*.json")):
             raise KeyboardInterrupt
         write(path, value)
 
-    patch.setattr(run, "_write", write_or_stop)
+    patch.setattr(run, "write_settings", write_or_stop)
 
 
 def stop_before_the_record(patch: pytest.MonkeyPatch) -> None:
