@@ -156,8 +156,10 @@ class DmdStage(Stage[DmdSettingsT]):
         with torch.set_grad_enabled(role == "generator" and torch.is_grad_enabled()):
             rolled = self._rollout(prompts, seeds, self.sigmas[:steps], frames)
         x = rolled.clip
-        sigma = score_sigma(len(x), self.settings.score_shift, *self.settings.score_range, draw.local).to(x)
-        noise = torch.randn(x.shape, generator=draw.local).to(x)
+        generators = [draw.sample(index, "score") for index in draw.share(self.settings.batch)]
+        shift, levels = self.settings.score_shift, self.settings.score_range
+        sigma = torch.cat([score_sigma(1, shift, *levels, generator) for generator in generators]).to(x)
+        noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
         weight, metrics = self.weight(role, rolled, captions)
         if role == "generator":
             loss, more = self._generator_loss(rolled, sigma, noise, prompts, weight)

@@ -57,9 +57,12 @@ class Draw:
         size = batch_size // self.shards
         return range(self.shard * size, (self.shard + 1) * size)
 
-    def sample(self, index: int) -> torch.Generator:
-        """Return the generator of item `index` of the global batch: the same however the batch is cut."""
-        return generator_for("sample", self.seed, self.role, self.step, index)
+    def sample(self, index: int, purpose: str = "sample") -> torch.Generator:
+        """Return the generator of item `index` of the global batch: the same however the batch is cut.
+
+        purpose: tells generators of one item apart.
+        """
+        return generator_for(purpose, self.seed, self.role, self.step, index)
 
 
 class Stage(ABC, Generic[SettingsT]):
