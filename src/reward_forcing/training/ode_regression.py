@@ -185,7 +185,8 @@ class OdeRegressionStage(Stage[OdeRegressionSettings]):
         pairs = [self.pairs.read(item) for item in items]
 
         def stacked(tensors: Iterable[Tensor]) -> Tensor:
-            return torch.stack(list(tensors)).to(self.device).float()
+            # float32 before they are stacked: under autocast to bfloat16, float16 cannot be
+            return torch.stack([tensor.float() for tensor in tensors]).to(self.device)
 
         return Batch(
             stacked(pair.trajectory for pair in pairs),
