@@ -8,7 +8,7 @@ them, laid out as a streaming cache would show them (CausVid, Self Forcing; the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +24,7 @@ from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout.kv_cache import CacheSettings
 from reward_forcing.rollout.sinks import NoSink, StaticSink
 from reward_forcing.training.latents import JoinedLatents, open_latents
-from reward_forcing.training.networks import load_transformer, load_vae, prepared
+from reward_forcing.training.networks import load_vae, place_transformer, prepared, save_transformer
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
 from reward_forcing.training.sampling import causal_trajectory, ode_trajectory
@@ -134,6 +134,7 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
     """Trains role `transformer`; exports a diffusers `transformer/` folder."""
 
     settings_class = FlowMatchingSettings
+    transformers = True
 
     def __init__(
         self, settings: FlowMatchingSettings, seed: int, rank: int, world_size: int, device: torch.device
@@ -151,10 +152,11 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         self.prompts = PromptEncoder(settings.text, device)
         torch.manual_seed(seed)
         if settings.init is not None:
-            self.network = load_transformer(settings.init, device, settings.train.compile)
+            self.network = place_transformer(settings.init, self.placement)
         else:
             fresh = settings.model.build(self.data.shape[1], self.prompts.text_dim)
-            self.network = prepared(fresh, device, settings.train.compile)
+            nn.Module.to(fresh, device)
+            self.network = prepared(fresh, self.placement)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"transformer": self.network}
@@ -282,9 +284,9 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         decoded = load_vae(self.settings.vae).decode(latents.cpu())[0].clamp(0, 1)
         return {"samples": decoded[:, :: max(1, decoded.shape[1] // 10)]}
 
-    def export(self, folder: Path) -> None:
+    def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write `folder`/transformer."""
-        self.network.save_pretrained(folder / "transformer")
+        save_transformer(networks["transformer"], folder / "transformer")
 
 
 def _draw(generator: torch.Generator) -> float:
