@@ -222,7 +222,7 @@ def test_a_frozen_network_in_the_compute_dtype_answers_as_in_float32(tiny_model_
     in_processes(2, tmp_path, check)
 
 
-@pytest.mark.parametrize("changes", [{"shard": "full"}])
+@pytest.mark.parametrize("changes", [{"shard": "full"}, {"activation_checkpointing": True}])
 def test_a_stage_without_transformers_refuses_what_is_made_for_them(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="stage 'toy' trains no transformer"):
         build(**changes)

@@ -42,7 +42,7 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert [name for name in expected.keys() - {"counts"} if not torch.equal(found[name], expected[name])] == []
 
 
-SHARDED: dict[str, Any] = {"shard": "full"}
+SHARDED: dict[str, Any] = {"shard": "full", "activation_checkpointing": True}
 
 
 @pytest.mark.parametrize("build", STAGES, indirect=True)

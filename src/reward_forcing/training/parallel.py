@@ -147,3 +147,10 @@ def whole_copy(network: nn.Module, keep: bool) -> nn.Module:
     assert isinstance(copy, WanDiT)
     copy.load_state_dict(state, strict=keep, assign=True)
     return copy
+
+
+def checkpoint_activations(networks: Iterable[nn.Module]) -> None:
+    """Let networks compute their blocks again in the backward; gradients stay the same, bit for bit."""
+    for network in networks:
+        assert isinstance(network, WanDiT)
+        network.enable_gradient_checkpointing()

@@ -15,7 +15,9 @@ class TrainSettings(Settings):
 
     steps: length of the run. optimizers, ema: by role, e.g. {"generator": ...}. clip_norm: gradient norm per role.
     precision: "bf16" runs the losses under autocast; master weights stay float32. accumulate: shards of the batch that
-    one process works off before an update. shard: see `parallel.Shard`. compile: fuses the operations of transformer blocks; the first step on each shape takes half a minute, all
+    one process works off before an update. shard: see `parallel.Shard`. activation_checkpointing: trained networks
+    compute their blocks again in the backward instead of keeping what they need for it; gradients stay the same to the
+    last bit. compile: fuses the operations of transformer blocks; the first step on each shape takes half a minute, all
     others less time. *_every: in steps. save_minutes: also save after so many minutes. save_async: train on while a
     checkpoint is being written. keep: newest checkpoints that stay; keep_every: those at multiples of it stay for good.
     threads: per process. nonfinite_limit: so many skipped updates in a row end the run.
@@ -30,6 +32,7 @@ class TrainSettings(Settings):
     compile: bool = False
     accumulate: PositiveInt = 1
     shard: Shard = "none"
+    activation_checkpointing: bool = False
     log_every: PositiveInt = 10
     sample_every: PositiveInt | None = None
     save_every: PositiveInt | None = None
@@ -47,7 +50,7 @@ HARMLESS = frozenset(
     f"train.{key}"
     for key in (
         *("steps", "log_every", "sample_every", "save_every", "save_minutes", "save_async", "keep", "keep_every"),
-        *("threads", "accumulate", "shard"),
+        *("threads", "accumulate", "shard", "activation_checkpointing"),
     )
 )
 

@@ -85,8 +85,11 @@ class Stage(ABC, Generic[SettingsT]):
         self.device = device
         self.clock = Clock()
         train = settings.train
-        if not self.transformers and train.shard != "none":
-            raise ValueError(f"stage '{settings.stage}' trains no transformer; leave out train.shard")
+        if not self.transformers and (train.shard != "none" or train.activation_checkpointing):
+            raise ValueError(
+                f"stage '{settings.stage}' trains no transformer; leave out train.shard and "
+                "train.activation_checkpointing"
+            )
         self.placement = Placement.of(train.shard, train.precision, world_size, device, train.compile)
 
     @abstractmethod

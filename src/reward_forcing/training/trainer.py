@@ -22,7 +22,7 @@ from reward_forcing.training.checkpoint import Checkpoints, check_same_settings
 from reward_forcing.training.distributed import ALONE, World, average_gradients, broadcast_weights, from_first, gather
 from reward_forcing.training.interrupt import Interrupt
 from reward_forcing.training.learner import Learner, averaged_weights, only_trainable
-from reward_forcing.training.parallel import is_sharded, whole_copy
+from reward_forcing.training.parallel import checkpoint_activations, is_sharded, whole_copy
 from reward_forcing.training.run_log import Averages, RunLog
 from reward_forcing.training.settings import HARMLESS
 from reward_forcing.training.stage import Draw, Stage, generator_for
@@ -49,6 +49,8 @@ class Trainer:
         self.world = world
         networks = stage.networks()
         self._check_roles(set(networks))
+        if self.settings.activation_checkpointing:
+            checkpoint_activations(networks.values())
         self.learners = {
             role: Learner(role, network, self.settings, stage.edges(role)) for role, network in networks.items()
         }
