@@ -1,33 +1,11 @@
 """Averaged gradients between two real processes, without starting interpreters."""
 
-import os
-
 import pytest
 import torch
-import torch.distributed as dist
+from processes import in_processes
 from torch import nn
 
 from reward_forcing.training.distributed import World, average_gradients, broadcast_weights, from_first, gather
-
-
-def in_two_processes(tmp_path, function) -> None:
-    """Run `function(world)` in two forked processes; fails if it fails in either."""
-    children = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            try:
-                dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=rank, world_size=2)
-                function(World(rank, 2, torch.device("cpu")))
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert codes == [0, 0]
 
 
 def test_gradients_are_averaged_and_unused_parameters_stay_without(tmp_path):
@@ -43,7 +21,7 @@ def test_gradients_are_averaged_and_unused_parameters_stay_without(tmp_path):
         assert one.grad.eq(4.0).all()
         assert none.grad is None
 
-    in_two_processes(tmp_path, check)
+    in_processes(2, tmp_path, check)
 
 
 def test_an_averaged_gradient_has_its_parameters_memory_layout(tmp_path):
@@ -54,7 +32,7 @@ def test_an_averaged_gradient_has_its_parameters_memory_layout(tmp_path):
         assert p.grad.stride() == p.stride()
         assert torch.equal(p.grad, torch.arange(96.0).view(2, 3, 4, 4))
 
-    in_two_processes(tmp_path, check)
+    in_processes(2, tmp_path, check)
 
 
 def test_every_process_gets_the_first_ones_weights_and_values(tmp_path):
@@ -68,7 +46,7 @@ def test_every_process_gets_the_first_ones_weights_and_values(tmp_path):
         assert from_first({"rank": world.rank}, world) == {"rank": 0}
         assert gather(world.rank, world) == [0, 1]
 
-    in_two_processes(tmp_path, check)
+    in_processes(2, tmp_path, check)
 
 
 def test_a_single_process_needs_no_group():

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.training.networks import load_transformer
+from reward_forcing.training.networks import place_transformer
+from reward_forcing.training.parallel import Placement
 
 CPU = torch.device("cpu")
 
@@ -21,7 +22,8 @@ def velocity_and_gradients(network: WanDiT) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def test_a_compiled_network_computes_what_the_plain_one_does(tiny_model_folder: Path) -> None:
-    plain, compiled = (load_transformer(tiny_model_folder / "transformer", CPU, flag) for flag in (False, True))
+    folder = tiny_model_folder / "transformer"
+    plain, compiled = (place_transformer(folder, Placement(CPU, compiled=flag)) for flag in (False, True))
     assert plain.state_dict().keys() == compiled.state_dict().keys(), "checkpoints of both are interchangeable"
     (velocity, gradients), (same, alike) = velocity_and_gradients(plain), velocity_and_gradients(compiled)
     torch.testing.assert_close(same, velocity, rtol=1e-4, atol=1e-5)

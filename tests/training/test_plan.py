@@ -1,7 +1,6 @@
 """A plan's formulas against what torch counts, the published sizes, and the command that prints a plan."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -264,9 +263,9 @@ def test_the_full_size_plan_counts_what_was_counted_by_hand(plan):
     assert work["text encoder"].flops / 1e12 == pytest.approx(4.84, rel=2e-3)
     last = forward_flops(Shape.of(meta_transformer(Path("wan-1.3b")), (60, 104)), Attended(3, 27, past=6), 512) / 1e12
     assert last == pytest.approx(24.26, rel=2e-3)
-    critic = plan.costs[1].flops["sharded + checkpointed"] / 64 / 1e12
+    critic = plan.costs[1].flops["both"] / 64 / 1e12
     assert critic == pytest.approx(1684 - last, rel=0.01)  # the last chunk's clean pass is never run
-    generator = plan.costs[0].flops["sharded + checkpointed"] / 64 / 1e12
+    generator = plan.costs[0].flops["both"] / 64 / 1e12
     assert generator == pytest.approx(4955 - 275 - 15 - last, rel=0.01)  # without a reward
 
 
@@ -275,23 +274,33 @@ def test_hours_are_operations_over_the_rate(plan):
     flops = sum(cost.updates * cost.flops["sharded"] for cost in plan.costs)
     assert plan.hours["sharded"] == pytest.approx(flops / (64 * 790e12 * 0.45) / 3600)
     assert plan.step_flops["sharded"] == pytest.approx(flops / 600)
-    assert 1.0 < plan.hours["sharded + checkpointed"] < 1.4
+    assert 1.0 < plan.hours["both"] < 1.4
 
 
 def test_memory_at_full_size_is_what_its_parts_weigh(plan):
     memory = {row.what: row.bytes for row in plan.memory}
-    student, teacher, layout = 1_418_996_800, 14_288_491_584, "sharded + checkpointed"
-    assert memory["generator: weights"] == {"replicated": 4 * student} | dict.fromkeys(
-        ("sharded", layout), math.ceil(4 * student / 64)
+    student, teacher, layout = 1_418_996_800, 14_288_491_584, "both"
+    divided = {name: divided_numbers(name) for name in ("wan-1.3b", "wan-14b")}
+    assert all(0.995 < parts / whole < 1 for parts, whole in zip(divided.values(), (student, teacher), strict=True))
+    sharded = divided["wan-1.3b"] / 8 + student - divided["wan-1.3b"]
+    assert memory["generator: weights"] == dict.fromkeys(("replicated", "checkpointed"), 4 * student) | dict.fromkeys(
+        ("sharded", layout), 4 * sharded
     )
-    assert memory["generator: optimizer"]["replicated"] == 8 * student
+    assert memory["generator: optimizer"] == {name: 2 * size for name, size in memory["generator: weights"].items()}
     assert "fake_score: average" not in memory
     assert memory["generator: average"]["replicated"] == 4 * student
-    assert memory["real_score: weights, frozen"]["replicated"] == 4 * teacher
-    assert memory["real_score: weights, frozen"][layout] == math.ceil(2 * teacher / 64)
+    assert memory["real_score: weights, frozen"]["replicated"] == pytest.approx(2 * teacher, rel=0.03)
+    assert memory["real_score: weights, frozen"][layout] == pytest.approx(2 * teacher / 8, rel=0.05)
     updates = [peak.graph[layout] + peak.beside[layout] for peak in plan.peaks]
     assert plan.total[layout] == sum(row.bytes[layout] for row in plan.memory) + max(updates)
     assert plan.total[layout] < 80e9 < plan.total["sharded"] < plan.total["replicated"]
+    assert (plan.configured, plan.shards) == (layout, 8)
+
+
+def divided_numbers(name: str) -> int:
+    """How many numbers of a transformer are weights of linear layers."""
+    modules = meta_transformer(Path(name)).modules()
+    return sum(module.weight.numel() for module in modules if isinstance(module, torch.nn.Linear))
 
 
 @pytest.mark.parametrize("gpus", [64, 8, 1])
@@ -303,7 +312,8 @@ def test_the_published_run_has_a_configuration_for_every_number_of_gpus(plan, gp
     assert fewer.hours["sharded"] == pytest.approx(plan.hours["sharded"] * 64 / gpus)
     first = load_stage_settings(CONFIGS / "dmd_64gpu.yaml").model_dump()
     changed = settings.model_dump()
-    changed["train"]["accumulate"] = 1
+    assert changed["train"]["shard"] == {64: "hybrid", 8: "full", 1: "none"}[gpus]
+    changed["train"] |= {"accumulate": 1, "shard": "hybrid"}
     assert changed == first
 
 
@@ -474,3 +484,22 @@ def test_names_of_sizes_are_no_folders_of_a_real_run():
         refuse_names(settings)
     folders = {key: Path("somewhere") for key in ("generator", "real_score", "fake_score", "text", "vae")}
     refuse_names(settings.model_copy(update=folders))
+
+
+@pytest.mark.parametrize(
+    ("shard", "checkpointing", "configured", "shards"),
+    [("none", False, "replicated", 64), ("none", True, "checkpointed", 64), ("full", False, "sharded", 64),
+     ("hybrid", True, "both", 8)],
+)  # fmt: skip
+def test_the_plan_tells_which_layout_is_configured(shard: str, checkpointing: bool, configured: str, shards: int, plan):
+    changes = (f"train.shard={shard}", f"train.activation_checkpointing={str(checkpointing).lower()}")
+    changed = make_plan(load_stage_settings(CONFIGS / "dmd_64gpu.yaml", changes), Cluster())
+    assert (changed.configured, changed.shards) == (configured, shards)
+    assert changed.hours[configured] == pytest.approx(plan.hours[configured] * 790 * 0.45 / (989 * 0.4))
+
+
+def test_parts_of_a_batch_add_up_whole_gradients_of_sharded_networks(plan):
+    several = make_plan(load_stage_settings(CONFIGS / "dmd_64gpu.yaml", ("train.accumulate=8",)), Cluster(gpus=8))
+    (one, _), (eight, _) = plan.peaks, several.peaks
+    assert eight.beside["both"] - one.beside["both"] == 4 * divided_numbers("wan-1.3b")
+    assert eight.beside["checkpointed"] == one.beside["checkpointed"]

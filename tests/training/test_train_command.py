@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from toy import build, config
+from toy import build, config, learned, part
 
 from reward_forcing.logs import JsonLines
 from reward_forcing.training.checkpoint import Checkpoints
@@ -24,9 +24,10 @@ def train(tmp_path):
     def run(out: str, *words: str, expect: int = 0, environment: dict[str, str] | None = None, **changes: Any) -> str:
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(**changes)))
         here = Path(__file__).parent
+        paths = [str(here), *filter(None, [os.environ.get("PYTHONPATH")])]
         done = subprocess.run(
             [sys.executable, here / "run_toy.py", tmp_path / "config.yaml", *words, "--out", tmp_path / out],
-            env=os.environ | {"PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"} | (environment or {}),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"} | (environment or {}),
             capture_output=True,
             text=True,
             timeout=600,
@@ -37,12 +38,6 @@ def train(tmp_path):
     return run
 
 
-def student(out: Path) -> dict[str, torch.Tensor]:
-    found = Checkpoints(out / "checkpoints").newest()
-    assert found is not None
-    return found[1]["learners"]["student"]
-
-
 def test_two_processes_equal_one_even_when_stopped_by_a_signal_in_between(train, tmp_path):
     Trainer(build(optimizer="adamw"), tmp_path / "one").run()
     stop = {"TOY_KILL": "student 2"}
@@ -51,10 +46,10 @@ def test_two_processes_equal_one_even_when_stopped_by_a_signal_in_between(train,
     assert "Traceback" not in printed
     assert Checkpoints(tmp_path / "two" / "checkpoints").steps()[-1] in (3, 4)
     train("two", "--processes", "2", optimizer="adamw")
-    one, two = student(tmp_path / "one"), student(tmp_path / "two")
-    for name, weights in one["network"].items():
-        torch.testing.assert_close(two["network"][name], weights, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(two["ema"]["average"][name], one["ema"]["average"][name], atol=1e-5, rtol=1e-4)
+    one, two = learned(tmp_path / "one"), learned(tmp_path / "two")
+    for kind in ("student.network", "student.average"):
+        for name, expected in part(one, kind).items():
+            torch.testing.assert_close(part(two, kind)[name], expected, atol=1e-5, rtol=1e-4)
     rows = [JsonLines(tmp_path / name / "log.jsonl").rows() for name in ("one", "two")]
     assert rows[0][-1]["student/loss"] == pytest.approx(rows[1][-1]["student/loss"], rel=1e-4)
 
@@ -65,8 +60,8 @@ def test_a_killed_run_continues_to_the_same_end(train, tmp_path):
     train("killed", expect=-signal.SIGKILL, environment=kill)
     assert Checkpoints(tmp_path / "killed" / "checkpoints").steps() == [2, 4]
     assert "continuing after step 4" in train("killed")
-    for name, weights in student(tmp_path / "whole")["network"].items():
-        assert torch.equal(student(tmp_path / "killed")["network"][name], weights)
+    for name, weights in part(learned(tmp_path / "whole"), "student").items():
+        assert torch.equal(learned(tmp_path / "killed")[f"student.{name}"], weights), name
 
 
 def test_sigterm_saves_and_says_how_to_continue(train, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from reward_forcing.training.checkpoint import Checkpoints
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
 
@@ -74,8 +75,8 @@ class ToyStage(Stage[ToySettings]):
     def metrics(self, step: int) -> Mapping[str, Tensor | float]:
         return {"weight": self.roles["student"].get_parameter("0.weight").mean()}
 
-    def export(self, folder: Path) -> None:
-        torch.save(self.roles["student"].state_dict(), folder / "student.pt")
+    def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
+        torch.save(networks["student"].state_dict(), folder / "student.pt")
 
 
 def config(optimizer: str = "muon", **changes: Any) -> dict[str, Any]:
@@ -97,3 +98,19 @@ def build(**changes: Any) -> ToyStage:
     """Return a toy stage from `config(**changes)`."""
     settings = ToySettings.model_validate(config(**changes))
     return ToyStage(settings, settings.seed, 0, 1, torch.device("cpu"))
+
+
+def learned(out: Path) -> dict[str, Any]:
+    """All that a run's newest checkpoint knows of its learners: whole tensors as `ROLE.KIND.NAME`, and counts."""
+    checkpoints = Checkpoints(out / "checkpoints")
+    found = checkpoints.newest()
+    assert found is not None
+    path, values = found
+    tensors = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in checkpoints.stored(path).items()}
+    checkpoints.load(path, tensors)
+    return {**tensors, "counts": values["learners"]}
+
+
+def part(state: Mapping[str, Any], kind: str) -> dict[str, Tensor]:
+    """Those tensors of `learned` whose name begins with `kind`, by the rest of their name."""
+    return {name.removeprefix(f"{kind}."): tensor for name, tensor in state.items() if name.startswith(f"{kind}.")}

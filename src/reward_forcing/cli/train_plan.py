@@ -14,7 +14,7 @@ from reward_forcing.training import load_stage_settings
 if TYPE_CHECKING:
     from reward_forcing.training.plan import Plan
 
-LABEL, COLUMN = 46, 24
+LABEL, COLUMN = 46, 18
 
 
 def print_plan(config: Path, overrides: Sequence[str], options: dict[str, float], as_json: bool) -> None:
@@ -27,11 +27,13 @@ def print_plan(config: Path, overrides: Sequence[str], options: dict[str, float]
 
 def describe_plan(plan: Plan) -> str:
     """A plan as tables: networks, memory, operations of a clip, and the run."""
-    layouts = list(plan.total)
+    layouts = [f"{name} *" if name == plan.configured else name for name in plan.total]
     gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus} GPUs"
     shards = f"{plan.gpus} x {plan.accumulate} accumulated x {plan.clips} at a time"
+    divided = f"sharded over {plan.shards}" if plan.shards > 1 else "one GPU shards nothing"
     lines = [
         f"stage {plan.stage}: {plan.steps} steps of a batch of {plan.batch} on {gpus} ({shards}), {plan.precision}",
+        f"* as configured: {_gib([plan.total[plan.configured]])[0]} GiB per GPU; {divided}",
         "",
         _row("networks", ["parameters", "", "from"]),
         *(
@@ -53,7 +55,7 @@ def describe_plan(plan: Plan) -> str:
     for cost in plan.costs:
         lines.append(f"{cost.role} update")
         for work in cost.work:
-            backward = ("x3, x4 checkpointed" if work.recomputed else "x3") if work.grad else ""
+            backward = ("x3 (x4)" if work.recomputed else "x3") if work.grad else ""
             lines.append(_row(f"  {work.what}", [_tflop(work.flops), f"{work.forwards:g}", backward]))
         lines.append(_row("  in all", [_tflop(flops / plan.batch) for flops in cost.flops.values()]))
     rate = f"{plan.tflops:g} TFLOP/s x {plan.mfu:g} on {gpus}"

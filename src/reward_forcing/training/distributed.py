@@ -12,8 +12,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=2)
+"""The first process may draw samples or write a checkpoint for a long while as the others wait."""
 _LAUNCHER_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
 
 
@@ -31,6 +34,9 @@ class World:
         return self.rank == 0
 
 
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
 @contextmanager
 def join_world() -> Iterator[World]:
     """Yield this process's place: from torchrun's environment, or alone without it. Leaves the group at the end."""
@@ -42,8 +48,7 @@ def join_world() -> Iterator[World]:
     if size == 1:
         yield World(rank, size, device)
         return
-    # The first process may draw samples or write a checkpoint for a long while as the others wait.
-    dist.init_process_group("cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout=timedelta(hours=2))
+    dist.init_process_group("cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         yield World(rank, size, device)
     finally:
@@ -51,11 +56,12 @@ def join_world() -> Iterator[World]:
 
 
 def broadcast_weights(networks: Iterable[nn.Module], world: World) -> None:
-    """Give every process the first one's parameters and buffers."""
+    """Give every process the first one's parameters and buffers; sharded ones are equal parts of one whole already."""
     if world.size > 1:
         for network in networks:
             for tensor in (*network.parameters(), *network.buffers()):
-                dist.broadcast(tensor.data, src=0)
+                if not isinstance(tensor, DTensor):
+                    dist.broadcast(tensor.data, src=0)
 
 
 def from_first(value: T, world: World) -> T:
@@ -67,13 +73,28 @@ def from_first(value: T, world: World) -> T:
     return box[0]
 
 
-def gather(value: T, world: World) -> list[T]:
-    """Return every process's value (any picklable object), by rank, in every process."""
+def gather(value: T, world: World, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Return every process's value (any picklable object), by rank, in every process.
+
+    group: of all processes, to gather beside what goes on in the default one.
+    """
     if world.size == 1:
         return [value]
     values: list[Any] = [None] * world.size
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
+
+
+def new_cpu_group(world: World) -> dist.ProcessGroup | None:
+    """Return another group of all processes, for operations on the CPU beside the default one's; None for a single one.
+
+    A collective operation.
+    """
+    if world.size == 1:
+        return None
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from reward_forcing.rollout.noise import SeededNoise
 from reward_forcing.rollout.rollout import KVGrad, Rollout
 from reward_forcing.rollout.schedule import chunkwise
 from reward_forcing.training.losses import dmd_gradient, dmd_loss, flow_loss, score_sigma
-from reward_forcing.training.networks import load_transformer, load_vae
+from reward_forcing.training.networks import load_vae, place_transformer, save_transformer
 from reward_forcing.training.prompt_sources import FilePrompts, WorldPrompts
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
 from reward_forcing.training.sampling import guided_x0
@@ -119,15 +119,16 @@ class DmdStage(Stage[DmdSettingsT]):
     """Trains roles `generator` and `fake_score`; exports both as diffusers folders."""
 
     settings_class: ClassVar[type[StageSettings]] = DmdSettings
+    transformers = True
 
     def __init__(self, settings: DmdSettingsT, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(settings, seed, rank, world_size, device)
         self.sigmas = warp_denoising_steps(settings.denoising_steps, settings.shift)
         self.source = FilePrompts(settings.prompts, settings.validation_prompts) if settings.prompts else WorldPrompts()
         self.prompts = PromptEncoder(settings.text, device)
-        self.generator = load_transformer(settings.generator, device, settings.train.compile)
-        self.real_score = load_transformer(settings.real_score, device, settings.train.compile).requires_grad_(False)
-        self.fake_score = load_transformer(settings.fake_score or settings.real_score, device, settings.train.compile)
+        self.generator = place_transformer(settings.generator, self.placement)
+        self.real_score = place_transformer(settings.real_score, self.placement, trained=False)
+        self.fake_score = place_transformer(settings.fake_score or settings.real_score, self.placement)
         self.shape = (self.generator.config["in_channels"], *settings.latent_size)
         self.raters: dict[str, tuple[Reward, Rater]] = {
             name: (reward, reward.load(device)) for name, reward in settings.watched.items()
@@ -156,8 +157,10 @@ class DmdStage(Stage[DmdSettingsT]):
         with torch.set_grad_enabled(role == "generator" and torch.is_grad_enabled()):
             rolled = self._rollout(prompts, seeds, self.sigmas[:steps], frames)
         x = rolled.clip
-        sigma = score_sigma(len(x), self.settings.score_shift, *self.settings.score_range, draw.local).to(x)
-        noise = torch.randn(x.shape, generator=draw.local).to(x)
+        generators = [draw.sample(index, "score") for index in draw.share(self.settings.batch)]
+        shift, levels = self.settings.score_shift, self.settings.score_range
+        sigma = torch.cat([score_sigma(1, shift, *levels, generator) for generator in generators]).to(x)
+        noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
         weight, metrics = self.weight(role, rolled, captions)
         if role == "generator":
             loss, more = self._generator_loss(rolled, sigma, noise, prompts, weight)
@@ -311,10 +314,10 @@ class DmdStage(Stage[DmdSettingsT]):
                 scores[name] += rate(reward, rater, frames, captions, self.settings.fps).tolist()
         return scores
 
-    def export(self, folder: Path) -> None:
+    def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write `folder`/transformer, the generator, and `folder`/fake_score, for a run that goes on from here."""
-        self.generator.save_pretrained(folder / "transformer")
-        self.fake_score.save_pretrained(folder / "fake_score")
+        save_transformer(networks["generator"], folder / "transformer")
+        save_transformer(networks["fake_score"], folder / "fake_score")
 
 
 def mean_rewards(scores: Mapping[str, Sequence[float]]) -> dict[str, Tensor | float]:

@@ -1,8 +1,7 @@
 """Moving averages of trained weights: what a stage shows, measures and exports. Knows named tensors, no network."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -56,22 +55,20 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """Put the average in the parameters' place for a while; without an average yet the weights stay as they are.
 
-        Storage is exchanged, not copied, which costs no memory for float32 weights. Do not train meanwhile.
+        Values are copied in place, for sharding knows parameters by their storage; the trained ones are kept meanwhile.
         """
-        trained = {name: self.parameters[name].data for name in self.average}
-        for name, average in self.average.items():
-            self.parameters[name].data = average.to(trained[name].dtype)
+        trained = {name: self.parameters[name].detach().clone() for name in self.average}
+        self._write(self.average)
         try:
             yield
         finally:
-            for name, weights in trained.items():
-                self.parameters[name].data = weights
+            self._write(trained)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to go on exactly."""
-        return {"average": self.average, "updates": self.updates}
+    @torch.no_grad()
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.parameters[name].copy_(value)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state that `state_dict` returned; tensors go to their parameter's device."""
-        self.average = {name: t.to(self.parameters[name].device) for name, t in state["average"].items()}
-        self.updates = state["updates"]
+    def make_room(self, names: Iterable[str]) -> None:
+        """Hold an average, still to be filled, for each of the named parameters."""
+        self.average = {name: torch.zeros_like(self.parameters[name], dtype=torch.float32) for name in names}

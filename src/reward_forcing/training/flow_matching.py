@@ -8,7 +8,7 @@ them, laid out as a streaming cache would show them (CausVid, Self Forcing; the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +24,7 @@ from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout.kv_cache import CacheSettings
 from reward_forcing.rollout.sinks import NoSink, StaticSink
 from reward_forcing.training.latents import JoinedLatents, open_latents
-from reward_forcing.training.networks import load_transformer, load_vae, prepared
+from reward_forcing.training.networks import load_vae, place_transformer, prepared, save_transformer
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
 from reward_forcing.training.sampling import causal_trajectory, ode_trajectory
@@ -96,6 +96,9 @@ class Switches(Settings):
     share: float = Field(0.25, gt=0, le=1)
 
 
+Generators = Sequence[torch.Generator]
+"""One for each clip of a batch, so that what a clip is given does not depend on the others."""
+
 Objective = Annotated[Bidirectional | TeacherForcing, Field(discriminator="kind")]
 
 
@@ -131,6 +134,7 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
     """Trains role `transformer`; exports a diffusers `transformer/` folder."""
 
     settings_class = FlowMatchingSettings
+    transformers = True
 
     def __init__(
         self, settings: FlowMatchingSettings, seed: int, rank: int, world_size: int, device: torch.device
@@ -148,10 +152,11 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         self.prompts = PromptEncoder(settings.text, device)
         torch.manual_seed(seed)
         if settings.init is not None:
-            self.network = load_transformer(settings.init, device, settings.train.compile)
+            self.network = place_transformer(settings.init, self.placement)
         else:
             fresh = settings.model.build(self.data.shape[1], self.prompts.text_dim)
-            self.network = prepared(fresh, device, settings.train.compile)
+            nn.Module.to(fresh, device)
+            self.network = prepared(fresh, self.placement)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"transformer": self.network}
@@ -169,11 +174,9 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
             # stratified over the global batch: the levels of one step cover [0, 1] evenly
             u = torch.tensor([(i + float(torch.rand((), generator=g))) / phase.batch
                               for i, g in zip(samples, generators, strict=True)])  # fmt: skip
-        return self._loss(x0, u, prompts, draw.local), {"frames": float(phase.frames)}
+        return self._loss(x0, u, prompts, generators, draw.shared), {"frames": float(phase.frames)}
 
-    def _clips(
-        self, frames: int, generators: Sequence[torch.Generator], shared: torch.Generator
-    ) -> tuple[Tensor, PromptTimeline]:
+    def _clips(self, frames: int, generators: Generators, shared: torch.Generator) -> tuple[Tensor, PromptTimeline]:
         """Latents [B, frames, C, h, w] and their prompts, one clip drawn with each generator."""
         switching = self.switching if frames == self.data.shape[0] else None
         if switching and self.settings.switches and _draw(shared) < self.settings.switches.share:
@@ -197,17 +200,19 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
             return "", ""
         return data.switch_captions(clip, int(torch.randint(2**31, (), generator=generator)))
 
-    def _loss(self, x0: Tensor, u: Tensor, prompts: PromptTimeline, generator: torch.Generator) -> Tensor:
+    def _loss(
+        self, x0: Tensor, u: Tensor, prompts: PromptTimeline, generators: Generators, shared: torch.Generator
+    ) -> Tensor:
         objective = self.settings.objective
         if isinstance(objective, Bidirectional):
-            return self._bidirectional(x0, u, prompts, generator, objective)
-        return self._teacher_forcing(x0, u, prompts, generator, objective)
+            return self._bidirectional(x0, u, prompts, generators, objective)
+        return self._teacher_forcing(x0, u, prompts, generators, shared, objective)
 
     def _bidirectional(
-        self, x0: Tensor, u: Tensor, prompts: PromptTimeline, generator: torch.Generator, objective: Bidirectional
+        self, x0: Tensor, u: Tensor, prompts: PromptTimeline, generators: Generators, objective: Bidirectional
     ) -> Tensor:
         sigma = shift_sigma(u, objective.shift).to(x0)
-        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        noise = _noise_like(x0, generators)
         text = prompts.text(self.network, range(x0.shape[1]))
         velocity, _ = self.network(add_noise(x0, noise, sigma), TIMESTEPS * sigma, text)
         error = (velocity.float() - (noise - x0)).square().mean(dim=(0, 2, 3, 4))
@@ -216,21 +221,27 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         return (weight * error).sum() / weight.sum()
 
     def _teacher_forcing(
-        self, x0: Tensor, u: Tensor, prompts: PromptTimeline, generator: torch.Generator, objective: TeacherForcing
+        self,
+        x0: Tensor,
+        u: Tensor,
+        prompts: PromptTimeline,
+        generators: Generators,
+        shared: torch.Generator,
+        objective: TeacherForcing,
     ) -> Tensor:
         chunks = objective.frames // objective.chunk_frames
-        index, weight = _as_a_cache_shows_it(x0, objective, generator, prompts.switch)
+        index, weight = _as_a_cache_shows_it(x0, objective, generators, shared, prompts.switch)
         x0 = x0[torch.arange(len(x0), device=x0.device)[:, None], index]
         # the first chunk's level is stratified, the others follow it at even distances
-        levels = (u.to(x0)[:, None] + torch.arange(chunks).to(x0) / chunks + _uniform((len(u), 1), generator)) % 1.0
+        levels = (u.to(x0)[:, None] + torch.arange(chunks).to(x0) / chunks + _uniform(1, generators).to(x0)) % 1.0
         few = torch.tensor(warp_denoising_steps(objective.denoising_steps, objective.shift)).to(x0)
         chosen = few[(levels * len(few)).long().clamp_max(len(few) - 1)]
         free = shift_sigma(levels.clamp_min(1e-3), objective.shift)
-        sigma = torch.where(_uniform(levels.shape, generator).to(x0) < objective.few_step, chosen, free)
+        sigma = torch.where(_uniform(chunks, generators).to(x0) < objective.few_step, chosen, free)
         sigma = sigma.repeat_interleave(objective.chunk_frames, dim=1)
-        noise = torch.randn(x0.shape, generator=generator).to(x0)
-        context_sigma = objective.context_noise * _uniform((len(u),), generator).to(x0)
-        context = add_noise(x0, torch.randn(x0.shape, generator=generator).to(x0), context_sigma)
+        noise = _noise_like(x0, generators)
+        context_sigma = objective.context_noise * _uniform(1, generators)[:, 0].to(x0)
+        context = add_noise(x0, _noise_like(x0, generators), context_sigma)
         # the clean half is told timestep 0, noise or not: that is how a cache is filled when streaming
         timestep = TIMESTEPS * torch.cat([torch.zeros_like(sigma), sigma], dim=1)
         pattern = teacher_forcing(objective.frames, objective.chunk_frames)
@@ -239,7 +250,8 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
             torch.cat([context, add_noise(x0, noise, sigma)], dim=1), timestep, text, pattern=pattern
         )
         error = (velocity[:, objective.frames :].float() - (noise - x0)).square().mean(dim=(2, 3, 4))
-        return (weight * error).sum() / weight.sum()
+        # a mean over each clip and then over clips, so that it does not matter how the batch is cut into shards
+        return ((weight * error).sum(dim=1) / weight.sum(dim=1).clamp_min(1)).mean()
 
     @torch.no_grad()
     def metrics(self, step: int) -> dict[str, Tensor | float]:
@@ -250,9 +262,9 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         for piece in torch.arange(count).split(8):
             indices = piece.tolist()
             prompts = PromptTimeline(self.prompts([data.caption(i, 0) for i in indices]))
-            generator = torch.Generator().manual_seed(indices[0])
+            generators = [torch.Generator().manual_seed(index) for index in indices]
             x0, u = data.read(indices, data.shape[0]).to(self.device), (piece + 0.5) / count
-            losses.append(self._loss(x0, u, prompts, generator))
+            losses.append(self._loss(x0, u, prompts, generators, torch.Generator().manual_seed(indices[0])))
         return {"loss": torch.stack(losses).mean()}
 
     def samples(self, step: int) -> dict[str, Tensor]:
@@ -272,21 +284,29 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         decoded = load_vae(self.settings.vae).decode(latents.cpu())[0].clamp(0, 1)
         return {"samples": decoded[:, :: max(1, decoded.shape[1] // 10)]}
 
-    def export(self, folder: Path) -> None:
+    def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write `folder`/transformer."""
-        self.network.save_pretrained(folder / "transformer")
+        save_transformer(networks["transformer"], folder / "transformer")
 
 
 def _draw(generator: torch.Generator) -> float:
     return float(torch.rand((), generator=generator))
 
 
-def _uniform(shape: tuple[int, ...] | torch.Size, generator: torch.Generator) -> Tensor:
-    return torch.rand(tuple(shape), generator=generator)
+def _uniform(count: int, generators: Generators) -> Tensor:
+    return torch.stack([torch.rand(count, generator=generator) for generator in generators])
+
+
+def _noise_like(x0: Tensor, generators: Generators) -> Tensor:
+    return torch.stack([torch.randn(x0.shape[1:], generator=generator) for generator in generators]).to(x0)
 
 
 def _as_a_cache_shows_it(
-    x0: Tensor, objective: TeacherForcing, generator: torch.Generator, switch: int | None = None
+    x0: Tensor,
+    objective: TeacherForcing,
+    generators: Generators,
+    shared: torch.Generator,
+    switch: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Frame numbers [B, frames] that cut clips [B, F, C, h, w] as sink and window show them, and their loss weights.
 
@@ -299,11 +319,12 @@ def _as_a_cache_shows_it(
     index = torch.arange(frames).expand(batch, -1)
     weight = torch.ones(batch, frames)
     if sink and total > frames:
-        jumps = torch.randint(1, (total - frames) // chunk + 1, (batch,), generator=generator) * chunk
-        jumps = jumps * (torch.rand(batch, generator=generator) < 0.5)
+        longest = (total - frames) // chunk
+        drawn = [int(torch.randint(1, longest + 1, (), generator=g)) * (_draw(g) < 0.5) for g in generators]
+        jumps = torch.tensor(drawn) * chunk
         if switch is not None:
             last_shown = [jump for jump in range(0, total - frames + 1, chunk) if switch < frames + jump]
-            choice = int(torch.randint(len(last_shown), (), generator=generator))
+            choice = int(torch.randint(len(last_shown), (), generator=shared))
             jumps = torch.full((batch,), last_shown[choice])
         index = index + (index >= sink) * jumps[:, None]
         weight = weight.masked_fill((jumps > 0)[:, None] & (torch.arange(frames) < sink + chunk), 0.0)

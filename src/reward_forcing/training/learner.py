@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from reward_forcing.training.ema import Ema
 from reward_forcing.training.optim import build_optimizers, hidden_matrices
+from reward_forcing.training.parallel import whole, whole_and_sharded
 from reward_forcing.training.settings import TrainSettings
 
 
@@ -24,6 +25,7 @@ class Learner:
             raise ValueError(f"role '{role}' has no trainable parameters; leave it out of the stage's networks")
         hidden = hidden_matrices(network, edges)
         self.optimizers = build_optimizers(settings.optimizers[role], self.parameters, hidden)
+        self.whole, self.sharded = whole_and_sharded(self.parameters.values())
         self.ema = Ema(settings.ema[role], self.parameters) if role in settings.ema else None
         self.skipped = 0
 
@@ -32,10 +34,23 @@ class Learner:
         for p in self.parameters.values():
             p.grad = None
 
+    def reduce_gradients(self, reduce: bool) -> None:
+        """Tell a sharded network whether the next backward averages gradients over processes or only adds to them."""
+        if isinstance(self.network, FSDPModule):
+            self.network.set_requires_gradient_sync(reduce)
+
     def clip(self) -> Tensor:
-        """Return the norm of the whole gradient and scale the gradient down to `clip_norm` where it is longer."""
+        """Return the norm of the whole gradient and scale the gradient down to `clip_norm` where it is longer.
+
+        The whole gradient is that of the global batch: whole ones have been averaged, sharded ones are divided.
+        """
         limit = float("inf") if self.clip_norm is None else self.clip_norm
-        return nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+        kinds = [kind for kind in (self.whole, self.sharded) if kind]
+        norms = [whole(nn.utils.get_total_norm(p.grad for p in kind if p.grad is not None)) for kind in kinds]
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        for kind in kinds:
+            nn.utils.clip_grads_with_norm_(kind, limit, norm)
+        return norm
 
     def step(self, step: int, lr_scale: float) -> None:
         """Update the weights with their gradients at `lr_scale` times the full learning rates, then the average."""
@@ -52,26 +67,53 @@ class Learner:
         return self.optimizers[0].param_groups[0]["lr"]
 
     def nonfinite_gradients(self) -> list[str]:
-        """Return the names of the parameters whose gradient holds a NaN or an infinity."""
-        return [name for name, p in self.parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
+        """Return the names of parameters whose gradient holds a NaN or an infinity. Called by all processes alike."""
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        return [name for name, gradient in gradients.items() if not whole(gradient).isfinite().all()]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next updates depend on."""
-        return {
-            "network": self.network.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "ema": self.ema.state_dict() if self.ema is not None else None,
-            "skipped": self.skipped,
-        }
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors that the next updates depend on, by name: to be saved, or to be loaded into.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state that `state_dict` returned."""
-        self.network.load_state_dict(state["network"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        network.PARAMETER, optimizer.PARAMETER.STATE, average.PARAMETER.
+        """
+        named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for name, p in self.parameters.items():
+            for optimizer in self.optimizers:
+                state = optimizer.state.get(p, {})
+                named |= {f"optimizer.{name}.{what}": tensor for what, tensor in state.items()}
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.skipped = state["skipped"]
+            named |= {f"average.{name}": tensor for name, tensor in self.ema.average.items()}
+        return named
+
+    def make_room(self, stored: Mapping[str, Tensor]) -> None:
+        """Hold, to be loaded into, those of the tensors stored under the names of `tensors` that updates make."""
+        for key, tensor in stored.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                name, _, what = rest.rpartition(".")
+                p = self.parameters[name]
+                is_like_it = tensor.shape == p.shape
+                room = torch.zeros_like(p) if is_like_it else torch.zeros_like(tensor, device=p.device)
+                self._optimizer_of(p).state[p][what] = room
+        if self.ema is not None:
+            self.ema.make_room(key.partition(".")[2] for key in stored if key.startswith("average."))
+
+    def _optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        return next(
+            optimizer
+            for optimizer in self.optimizers
+            if any(parameter is p for group in optimizer.param_groups for p in group["params"])
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers that the next updates depend on."""
+        return {"skipped": self.skipped, "averaged": 0 if self.ema is None else self.ema.updates}
+
+    def set_counts(self, counts: Mapping[str, int]) -> None:
+        """Continue from what `counts` returned."""
+        self.skipped = counts["skipped"]
+        if self.ema is not None:
+            self.ema.updates = counts["averaged"]
 
 
 @contextmanager

@@ -9,31 +9,60 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 
+from reward_forcing.checkpoints.detect import open_checkpoint
+from reward_forcing.checkpoints.load import open_network
 from reward_forcing.geometry import Geometry
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.training.parallel import Placement, like, matrices, parallelize
 
 SHAPES_COMPILED = 64
 """Shapes of input that a compiled block is specialised on before it runs uncompiled: windows, batches, switches."""
 
 
-def load_transformer(folder: Path, device: torch.device, compiled: bool = False) -> WanDiT:
-    """The transformer of a diffusers folder, in float32. Raises FileNotFoundError if there is none."""
-    check_network(folder, "transformer")
-    network = WanDiT.from_pretrained(folder, torch_dtype=torch.float32)
-    return prepared(network, device, compiled)
+def load_transformer(folder: Path, device: torch.device) -> WanDiT:
+    """The transformer of a diffusers folder, whole and in float32. Raises FileNotFoundError if there is none."""
+    return place_transformer(folder, Placement(device))
 
 
-def prepared(network: WanDiT, device: torch.device, compiled: bool) -> WanDiT:
-    """`network` on `device`; `compiled`: its blocks are compiled, in place, one kernel set for each shape they meet.
+def prepared(network: WanDiT, placement: Placement) -> WanDiT:
+    """`network`, in place, sharded and compiled as `placement` says: a set of kernels for each shape a block meets.
 
-    On a CPU that needs a C++ compiler. Names and values of parameters stay as they are.
+    On a CPU compiling needs a C++ compiler. Names and values of parameters stay as they are.
     """
-    network = network.to(device)  # pyright: ignore[reportArgumentType] diffusers wraps `to` without its types
-    if compiled:
+    parallelize(network, placement)
+    if placement.compiled:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_COMPILED)
-        network.compile_repeated_blocks(dynamic=False)
+        for block in network.blocks:
+            block.compile(dynamic=False)
     return network
+
+
+@torch.no_grad()
+def place_transformer(folder: Path, placement: Placement, trained: bool = True) -> WanDiT:
+    """The transformer of a diffusers folder, prepared: in float32, or frozen with its matrices as they compute.
+
+    The network is built without memory and one tensor is read at a time, so that of a sharded one no process ever holds
+    more than its own part. Raises FileNotFoundError if there is none, ValueError for a file that is damaged or unfit.
+    """
+    check_network(folder, "transformer")
+    network, stored = open_network(open_checkpoint(folder))
+    for parameter in network.parameters():
+        parameter.data = parameter.data.float()
+    if not trained:
+        network.requires_grad_(False)
+        for _, module in matrices(network, cast=True):
+            module.weight.data = module.weight.data.to(placement.compute)
+    nn.Module.to_empty(prepared(network, placement), device=placement.device)
+    for name, parameter in network.named_parameters():
+        parameter.copy_(like(stored[name].read(), parameter))
+    return network.eval()
+
+
+def save_transformer(network: nn.Module, folder: Path) -> None:
+    """Write a transformer as a diffusers folder."""
+    assert isinstance(network, WanDiT)
+    network.save_pretrained(folder)
 
 
 def load_vae(folder: Path, device: torch.device | str = "cpu") -> StreamingVAE:

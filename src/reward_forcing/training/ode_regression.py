@@ -10,7 +10,7 @@ mask of its window, every chunk at a noise level of its own, one of those stored
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ from reward_forcing.flow import TIMESTEPS
 from reward_forcing.models.attention import AttentionPattern, Text
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import block_causal, teacher_forcing
-from reward_forcing.training.networks import load_transformer
+from reward_forcing.training.networks import place_transformer, save_transformer
 from reward_forcing.training.ode_pairs import CausalTeacher, LmdbSettings, OdePairs
 from reward_forcing.training.prompts import PromptEncoder
 from reward_forcing.training.settings import StageSettings
@@ -105,6 +105,7 @@ class OdeRegressionStage(Stage[OdeRegressionSettings]):
     """Trains role `generator`; exports a diffusers `transformer/` folder."""
 
     settings_class = OdeRegressionSettings
+    transformers = True
 
     def __init__(
         self, settings: OdeRegressionSettings, seed: int, rank: int, world_size: int, device: torch.device
@@ -118,7 +119,7 @@ class OdeRegressionStage(Stage[OdeRegressionSettings]):
             check_sees_what_the_teacher_saw(settings, self.pairs.causal, self.frames)
         self.pattern = settings.pattern(self.frames)
         self.prompts = PromptEncoder(settings.text, device)
-        self.network = load_transformer(settings.init, device, settings.train.compile)
+        self.network = place_transformer(settings.init, self.placement)
         if self.network.config["in_channels"] != channels:
             raise ValueError(
                 f"'{settings.init}' takes latents of {self.network.config['in_channels']} channels, but the pairs in "
@@ -185,7 +186,8 @@ class OdeRegressionStage(Stage[OdeRegressionSettings]):
         pairs = [self.pairs.read(item) for item in items]
 
         def stacked(tensors: Iterable[Tensor]) -> Tensor:
-            return torch.stack(list(tensors)).to(self.device).float()
+            # float32 before they are stacked: under autocast to bfloat16, float16 cannot be
+            return torch.stack([tensor.float() for tensor in tensors]).to(self.device)
 
         return Batch(
             stacked(pair.trajectory for pair in pairs),
@@ -205,9 +207,9 @@ class OdeRegressionStage(Stage[OdeRegressionSettings]):
         denoiser, level = Denoiser(self.network), level.to(self.device)
         return regression_errors(denoiser, batch.trajectories, batch.sigmas, level, text, self.pattern, batch.context)
 
-    def export(self, folder: Path) -> None:
+    def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write `folder`/transformer."""
-        self.network.save_pretrained(folder / "transformer")
+        save_transformer(networks["generator"], folder / "transformer")
 
 
 def check_sees_what_the_teacher_saw(settings: OdeRegressionSettings, teacher: CausalTeacher, frames: int) -> None:

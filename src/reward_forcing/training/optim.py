@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from reward_forcing.config import Settings
+from reward_forcing.training.parallel import like, whole, whole_and_sharded
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 # Newton-Schulz works on stacks of equal-shaped weights; this bounds the stack's memory for large models.
@@ -66,7 +67,7 @@ class LearningRateSettings(Settings):
 
 def matrix_shape(weight: Tensor) -> tuple[int, int]:
     """Return (rows, columns) of a weight seen as a matrix; a convolution kernel [O, I, ...] is [O, I * ...]."""
-    return weight.shape[0], weight[0].numel()
+    return weight.shape[0], weight.shape[1:].numel()
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -89,6 +90,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, for weights of two or more dimensions (kernels count as [O, rest]).
 
     W <- (1 - lr * weight_decay) W - lr * sqrt(max(1, rows / columns)) * orthogonalise(nesterov momentum).
+
+    Momentum of sharded weights is sharded as they are; each process gathers and orthogonalises whole matrices.
     """
 
     def __init__(
@@ -126,13 +129,13 @@ class Muon(torch.optim.Optimizer):
         ahead = []
         for gradient, momentum in zip(gradients, momenta, strict=True):
             momentum.lerp_(gradient, 1 - group["momentum"])
-            ahead.append(gradient.lerp(momentum, group["momentum"]).reshape(rows, columns))
+            ahead.append(whole(gradient.lerp(momentum, group["momentum"])).reshape(rows, columns))
         directions = orthogonalise(torch.stack(ahead))
         lr = group["lr"] * math.sqrt(max(1.0, rows / columns))
         for p, direction in zip(weights, directions, strict=True):
             if group["weight_decay"]:
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(direction.reshape(p.shape), alpha=-lr)
+            p.add_(like(direction.reshape(p.shape), p), alpha=-lr)
 
 
 def hidden_matrices(network: nn.Module, edges: Iterable[str] = ()) -> list[str]:
@@ -175,10 +178,10 @@ def build_optimizers(
             optimizers.append(Muon(matrices, settings.lr, settings.momentum, settings.weight_decay))
     assert isinstance(adam, AdamWSettings)
     if rest:
+        kinds = whole_and_sharded(rest.values())  # a fused update takes one kind
+        groups = [{"params": parameters} for parameters in kinds if parameters]
         optimizers.append(
-            torch.optim.AdamW(
-                list(rest.values()), adam.lr, adam.betas, adam.eps, weight_decay=adam.weight_decay, fused=True
-            )
+            torch.optim.AdamW(groups, adam.lr, adam.betas, adam.eps, weight_decay=adam.weight_decay, fused=True)
         )
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["base_lr"] = group["lr"]

@@ -21,12 +21,14 @@ H100_TFLOPS = 989.0
 class Cluster:
     """What a run is given. tflops: peak of one GPU, 10^12 operations a second. mfu: the part of it that is reached.
 
-    gpus None: as many as give each GPU one clip at a time. Raises ValueError for numbers that make no sense.
+    gpus None: as many as give each GPU one clip at a time. node: GPUs in a machine, for hybrid sharding. Raises
+    ValueError for numbers that make no sense.
     """
 
     gpus: int | None = None
     tflops: float = H100_TFLOPS
     mfu: float = 0.4
+    node: int = 8
 
     def __post_init__(self) -> None:
         if self.gpus is not None and self.gpus < 1:
@@ -41,9 +43,8 @@ class Cluster:
 class Layout:
     """How a run is laid out over GPUs.
 
-    sharded: weights, gradients, optimizer state and averages are divided among the GPUs (FSDP), and frozen networks
-    are kept in the compute dtype; otherwise every GPU holds everything in float32, as the trainer does. checkpointed:
-    blocks are computed again in the backward instead of kept.
+    sharded: matrices, their gradients, optimizer state and averages are divided among the GPUs (`train.shard`).
+    checkpointed: blocks are computed again in the backward instead of kept (`train.activation_checkpointing`).
     """
 
     name: str
@@ -53,8 +54,9 @@ class Layout:
 
 LAYOUTS = (
     Layout("replicated", sharded=False, checkpointed=False),
+    Layout("checkpointed", sharded=False, checkpointed=True),
     Layout("sharded", sharded=True, checkpointed=False),
-    Layout("sharded + checkpointed", sharded=True, checkpointed=True),
+    Layout("both", sharded=True, checkpointed=True),
 )
 
 
@@ -94,13 +96,16 @@ class Cost:
 class Plan:
     """What a run will need. Bytes are per GPU; operations count a multiplication and an addition as two.
 
-    clips: worked on at a time by one GPU. total: bytes at the worst moment. step_flops: mean over a run's steps, of the
-    whole batch. step_seconds, hours: at `tflops` x `mfu` on every GPU. All by layout.
+    configured: the layout that the settings ask for. shards: how many GPUs divide what is sharded. clips: worked on at
+    a time by one GPU. total: bytes at the worst moment. step_flops: mean over a run's steps, of the whole batch.
+    step_seconds, hours: at `tflops` x `mfu` on every GPU. All by layout.
     """
 
     stage: str
     steps: int
     batch: int
+    configured: str
+    shards: int
     gpus: int
     accumulate: int
     clips: int
@@ -132,8 +137,9 @@ def make_plan(settings: StageSettings, cluster: Cluster) -> Plan:
             f"use divisors of {workload.batch}"
         )
     clips = workload.batch // (gpus * train.accumulate)
-    memory = _standing(workload, train, gpus)
-    peaks = [_peak(update, workload, gpus, clips) for update in workload.updates]
+    shards = min(gpus, cluster.node) if train.shard == "hybrid" else gpus
+    memory = _standing(workload, train, shards)
+    peaks = [_peak(update, workload, train, gpus, clips) for update in workload.updates]
     rate = gpus * cluster.tflops * 1e12 * cluster.mfu
     costs = tuple(_cost(update, workload.batch, train.steps, rate) for update in workload.updates)
     run = {layout.name: sum(cost.updates * cost.flops[layout.name] for cost in costs) for layout in LAYOUTS}
@@ -141,6 +147,12 @@ def make_plan(settings: StageSettings, cluster: Cluster) -> Plan:
         stage=settings.stage,
         steps=train.steps,
         batch=workload.batch,
+        configured=next(
+            layout.name
+            for layout in LAYOUTS
+            if (layout.sharded, layout.checkpointed) == (train.shard != "none", train.activation_checkpointing)
+        ),
+        shards=shards,
         gpus=gpus,
         accumulate=train.accumulate,
         clips=clips,
@@ -162,7 +174,7 @@ def make_plan(settings: StageSettings, cluster: Cluster) -> Plan:
     )
 
 
-def _standing(workload: Workload, train: TrainSettings, gpus: int) -> list[Memory]:
+def _standing(workload: Workload, train: TrainSettings, shards: int) -> list[Memory]:
     """What stays on a GPU throughout: weights, and what belongs to the trained ones."""
     compute = bytes_per_number(train)
     rows: list[Memory] = []
@@ -170,39 +182,50 @@ def _standing(workload: Workload, train: TrainSettings, gpus: int) -> list[Memor
     def add(what: str, whole: int, sharded: int) -> None:
         rows.append(Memory(what, {layout.name: sharded if layout.sharded else whole for layout in LAYOUTS}))
 
-    def shared(size: int) -> int:
-        return -(-size // gpus)
-
     for part in workload.parts:
-        whole = WIDE * part.parameters
         match part.role:
             case "text_encoder":
-                add("text_encoder: weights, frozen", 0, shared(compute * part.parameters))
+                pass  # the trainer keeps it on the CPU
             case "vae":
-                add("vae: weights, frozen", whole, whole)
+                add("vae: weights, frozen", WIDE * part.parameters, WIDE * part.parameters)
             case role if not part.trained:
-                add(f"{role}: weights, frozen", whole, shared(compute * part.parameters))
+                add(f"{role}: weights, frozen", _held(part, compute, 1), _held(part, compute, shards))
             case role:
-                add(f"{role}: weights", whole, shared(whole))
-                add(f"{role}: gradients", whole, shared(whole))
-                add(f"{role}: optimizer", part.state, shared(part.state))
+                whole, sharded = _held(part, WIDE, 1), _held(part, WIDE, shards)
+                add(f"{role}: weights", whole, sharded)
+                add(f"{role}: gradients", whole, sharded)
+                undivided = part.state - part.divided_state
+                add(f"{role}: optimizer", part.state, undivided + -(-part.divided_state // shards))
                 if part.averaged:
-                    add(f"{role}: average", whole, shared(whole))
-    copies = compute * max(part.parameters for part in workload.parts if part.trained) if compute < WIDE else 0
+                    add(f"{role}: average", whole, sharded)
+    copies = compute * max(part.cast for part in workload.parts if part.trained) if compute < WIDE else 0
     gathered = 2 * max(part.block * (compute + WIDE * part.trained) for part in workload.parts)
     add("weights in use", copies, gathered)
     return rows
 
 
-def _peak(update: Update, workload: Workload, gpus: int, clips: int) -> Peak:
-    """What an update needs at its worst moment. Averaging whole gradients takes two copies of them."""
-    parameters = next(part.parameters for part in workload.parts if part.role == update.role)
+def _held(part: Part, number: int, shards: int) -> int:
+    """Bytes of a transformer's weights on one of `shards` GPUs, with matrices of `number` bytes a number."""
+    divided = number * part.cast + WIDE * part.kept
+    return -(-divided // shards) + WIDE * (part.parameters - part.cast - part.kept)
+
+
+def _peak(update: Update, workload: Workload, train: TrainSettings, gpus: int, clips: int) -> Peak:
+    """What an update needs at its worst moment, beside the clips' own.
+
+    Averaging undivided gradients takes two copies of them, at the end; of sharded networks whole gradients add up until
+    the last part of a batch.
+    """
+    part = next(part for part in workload.parts if part.role == update.role)
+    matrices = part.cast + part.kept
     graph, beside = {}, {}
     for layout in LAYOUTS:
         moments = update.checkpointed if layout.checkpointed else update.plain
-        averaging = 0 if layout.sharded or gpus == 1 else 2 * WIDE * parameters
+        undivided = part.parameters - (matrices if layout.sharded else 0)
+        averaging = 0 if gpus == 1 else 2 * WIDE * undivided
+        adding_up = WIDE * matrices if layout.sharded and train.accumulate > 1 and gpus > 1 else 0
         graph[layout.name] = clips * moments.graph
-        beside[layout.name] = max(clips * moments.peak, averaging) - graph[layout.name]
+        beside[layout.name] = max(clips * moments.peak + adding_up, averaging) - graph[layout.name]
     return Peak(update.role, graph, beside)
 
 

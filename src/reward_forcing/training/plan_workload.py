@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -22,6 +22,7 @@ from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.training.dmd import DmdSettings
 from reward_forcing.training.ode_regression import OdeRegressionSettings
 from reward_forcing.training.optim import AdamWSettings, MuonSettings, hidden_matrices
+from reward_forcing.training.parallel import matrices
 from reward_forcing.training.plan_costs import (
     WIDE,
     Attended,
@@ -98,15 +99,20 @@ class Update:
 class Part:
     """A network of a run: where its configuration came from, its parameters, and those of its largest block.
 
-    state: bytes of its optimizer's state; averaged: whether it has a moving average. Frozen networks have neither.
+    cast, kept: numbers in the matrices that compute in the compute dtype, and in those that stay float32; sharding
+    divides both. state: bytes of its optimizer's state, divided_state: of that of matrices. averaged: whether it has a
+    moving average. Frozen networks have none of these three.
     """
 
     role: str
     source: str
     parameters: int
     block: int = 0
+    cast: int = 0
+    kept: int = 0
     trained: bool = False
     state: int = 0
+    divided_state: int = 0
     averaged: bool = False
 
 
@@ -232,7 +238,7 @@ def _dmd(settings: DmdSettings) -> Workload:
 
 def _left_out(settings: DmdSettings) -> list[str]:
     """What a plan of the DMD stages does not count."""
-    left = ["Every clip has a text of its own to encode: on the GPU where sharded, on the CPU where replicated."]
+    left = ["Every clip has a text of its own to encode, on the CPU though counted at the GPU's rate."]
     if isinstance(settings, ReDmdSettings):
         left.append("The reward is the decoding of its clip in float32; the network that rates it comes on top.")
     if settings.longest_frames is not None:
@@ -266,9 +272,9 @@ def _ode_regression(settings: OdeRegressionSettings) -> Workload:
 
 
 ASSUMED = (
-    "Replicated is the trainer as it is: data parallel, float32 weights on every GPU, all activations kept.",
-    "Sharded is FSDP: weights, gradients, optimizer state and averages divided by the GPUs, two blocks gathered at a "
-    "time, frozen networks in the compute dtype. Checkpointed computes every block again in the backward.",
+    "Weights, gradients, optimizer state and averages are float32, but matrices of frozen networks the compute dtype. "
+    "Sharded is FSDP (train.shard): all matrices divided by the GPUs, two blocks gathered at a time. Checkpointed "
+    "(train.activation_checkpointing) computes every block again in the backward (x4). Both is both.",
     "Attention is a fused kernel that stores no scores. Fragmentation and communication buffers come on top.",
     "The hours count operations at the given rate; loading, saving and samples come on top.",
 )
@@ -294,13 +300,23 @@ def _part(role: str, source: Path, network: WanDiT, train: TrainSettings | None)
     """A transformer as part of a run; frozen without `train`. Raises ValueError for a role without an optimizer."""
     parameters = {name: p.numel() for name, p in network.named_parameters()}
     total, block = sum(parameters.values()), sum(p.numel() for p in network.blocks[0].parameters())
+    cast, kept = (
+        {f"{name}.weight": module.weight.numel() for name, module in matrices(network, cast)} for cast in (True, False)
+    )
+    part = Part(role, str(source), total, block, sum(cast.values()), sum(kept.values()))
     if train is None:
-        return Part(role, str(source), total, block)
+        return part
     if role not in train.optimizers:
         raise ValueError(f"train.optimizers has no entry for role '{role}': {unknown('role', role, train.optimizers)}")
     hidden = hidden_matrices(network, EDGES)
-    state = optimizer_bytes(train.optimizers[role], parameters, hidden)
-    return Part(role, str(source), total, block, trained=True, state=state, averaged=role in train.ema)
+    optimizer = train.optimizers[role]
+    return replace(
+        part,
+        trained=True,
+        state=optimizer_bytes(optimizer, parameters, hidden),
+        divided_state=optimizer_bytes(optimizer, cast | kept, [name for name in hidden if name in cast | kept]),
+        averaged=role in train.ema,
+    )
 
 
 def optimizer_bytes(settings: AdamWSettings | MuonSettings, parameters: Mapping[str, int], hidden: list[str]) -> int:

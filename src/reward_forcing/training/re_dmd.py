@@ -119,7 +119,7 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
         scores = self.watch()
         self.at_start = self.at_start or scores
         fallen = alarm(self.at_start, scores, TRAINED)
-        if fallen:
+        if fallen and self.rank == 0:
             console().print(
                 f"alarm at step {step}: the trained reward rises while {', '.join(fallen)} falls; look at the samples",
                 markup=False,

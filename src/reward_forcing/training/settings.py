@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from reward_forcing.config import Settings
 from reward_forcing.training.ema import EmaSettings
 from reward_forcing.training.optim import LearningRateSettings, OptimizerSettings
+from reward_forcing.training.parallel import Shard
 
 
 class TrainSettings(Settings):
@@ -14,10 +15,12 @@ class TrainSettings(Settings):
 
     steps: length of the run. optimizers, ema: by role, e.g. {"generator": ...}. clip_norm: gradient norm per role.
     precision: "bf16" runs the losses under autocast; master weights stay float32. accumulate: shards of the batch that
-    one process works off before an update. *_every: in steps. save_minutes: also save after so many minutes.
-    compile: fuses the operations of transformer blocks; the first step on each shape takes half a minute, all others
-    less time. keep: newest checkpoints that stay; keep_every: those at multiples of it stay for good. threads: per
-    process. nonfinite_limit: so many skipped updates in a row end the run.
+    one process works off before an update. shard: see `parallel.Shard`. activation_checkpointing: trained networks
+    compute their blocks again in the backward instead of keeping what they need for it; gradients stay the same to the
+    last bit. compile: fuses the operations of transformer blocks; the first step on each shape takes half a minute, all
+    others less time. *_every: in steps. save_minutes: also save after so many minutes. save_async: train on while a
+    checkpoint is being written. keep: newest checkpoints that stay; keep_every: those at multiples of it stay for good.
+    threads: per process. nonfinite_limit: so many skipped updates in a row end the run.
     """
 
     steps: PositiveInt
@@ -28,20 +31,27 @@ class TrainSettings(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     accumulate: PositiveInt = 1
+    shard: Shard = "none"
+    activation_checkpointing: bool = False
     log_every: PositiveInt = 10
     sample_every: PositiveInt | None = None
     save_every: PositiveInt | None = None
     save_minutes: PositiveFloat | None = 10.0
+    save_async: bool = False
     keep: int = Field(default=2, ge=1)
     keep_every: PositiveInt | None = None
     threads: PositiveInt = 1
     nonfinite_limit: PositiveInt = 10
 
 
-# Keys that may change between two halves of one run: they alter when things are shown or kept, or the run's length.
+# Keys that may change between two halves of one run: they alter when things are shown or kept, the run's length, or how
+# its work is divided.
 HARMLESS = frozenset(
     f"train.{key}"
-    for key in ("steps", "log_every", "sample_every", "save_every", "save_minutes", "keep", "keep_every", "threads")
+    for key in (
+        *("steps", "log_every", "sample_every", "save_every", "save_minutes", "save_async", "keep", "keep_every"),
+        *("threads", "accumulate", "shard", "activation_checkpointing"),
+    )
 )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reward_forcing.logs import Clock
+from reward_forcing.training.parallel import Placement
 from reward_forcing.training.settings import StageSettings
 
 SettingsT = TypeVar("SettingsT", bound=StageSettings)
@@ -57,18 +58,24 @@ class Draw:
         size = batch_size // self.shards
         return range(self.shard * size, (self.shard + 1) * size)
 
-    def sample(self, index: int) -> torch.Generator:
-        """Return the generator of item `index` of the global batch: the same however the batch is cut."""
-        return generator_for("sample", self.seed, self.role, self.step, index)
+    def sample(self, index: int, purpose: str = "sample") -> torch.Generator:
+        """Return the generator of item `index` of the global batch: the same however the batch is cut.
+
+        purpose: tells generators of one item apart.
+        """
+        return generator_for(purpose, self.seed, self.role, self.step, index)
 
 
 class Stage(ABC, Generic[SettingsT]):
     """A training stage. Subclasses name their settings class and implement `networks`, `loss` and `export`.
 
     `clock` may time parts of a loss (`with self.clock("data"): ...`); the log shows them beside the trainer's own.
+    Raises ValueError for settings that need transformers in a stage whose networks are others.
     """
 
     settings_class: ClassVar[type[StageSettings]]
+    transformers: ClassVar[bool] = False
+    """Whether its networks are `WanDiT`s that lie as `placement` says: these can be sharded and checkpointed."""
 
     def __init__(self, settings: SettingsT, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         self.settings = settings
@@ -77,6 +84,13 @@ class Stage(ABC, Generic[SettingsT]):
         self.world_size = world_size
         self.device = device
         self.clock = Clock()
+        train = settings.train
+        if not self.transformers and (train.shard != "none" or train.activation_checkpointing):
+            raise ValueError(
+                f"stage '{settings.stage}' trains no transformer; leave out train.shard and "
+                "train.activation_checkpointing"
+            )
+        self.placement = Placement.of(train.shard, train.precision, world_size, device, train.compile)
 
     @abstractmethod
     def networks(self) -> Mapping[str, nn.Module]:
@@ -91,8 +105,11 @@ class Stage(ABC, Generic[SettingsT]):
         """
 
     @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Write the final weights to the empty `folder` in the published layout; the weights are the averaged ones."""
+    def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
+        """Write the final weights to the empty `folder` in the published layout; called by the first process only.
+
+        networks: those of `networks()`, or whole copies on the CPU of sharded ones; with averaged weights.
+        """
 
     def edges(self, role: str) -> tuple[str, ...]:
         """Return the modules of a role's network that Muon leaves to AdamW: by custom its first and last layers."""
@@ -116,7 +133,7 @@ class Stage(ABC, Generic[SettingsT]):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs besides the networks; that of the first process is kept."""
+        """Return what a resumed run needs besides the networks, as JSON holds it; that of the first process is kept."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -126,7 +143,8 @@ class Stage(ABC, Generic[SettingsT]):
     def samples(self, step: int) -> Mapping[str, Tensor]:
         """Return clips to look at after `step` steps: name -> frames [n, T, 3, H, W], uint8 or float in [0, 1].
 
-        Called with averaged weights, without gradients, by the first process only: no collective operations here.
+        Called with averaged weights, without gradients: by all processes where networks are sharded, which must then
+        run them alike, and otherwise by the first one only. What the first returns is shown.
         """
         return {}
 

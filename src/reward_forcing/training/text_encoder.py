@@ -6,6 +6,7 @@ heads are thrown away and the encoder stays frozen afterwards, as Wan's own text
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -144,7 +145,7 @@ class TextEncoderStage(Stage[TextEncoderStageSettings]):
         captions = [self._caption(index, held_out=True) for index in range(256)]
         return {"held_out_accuracy": self._score(captions, *self._tokens(captions))[1]}
 
-    def export(self, folder: Path) -> None:
+    def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write `folder`/text_encoder and `folder`/tokenizer."""
         self.reader.encoder.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")

@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from reward_forcing.config import unknown
 from reward_forcing.logs import StepProgress, console, duration
 from reward_forcing.training.checkpoint import Checkpoints, check_same_settings
-from reward_forcing.training.distributed import World, average_gradients, broadcast_weights, from_first, gather
+from reward_forcing.training.distributed import ALONE, World, average_gradients, broadcast_weights, from_first, gather
 from reward_forcing.training.interrupt import Interrupt
 from reward_forcing.training.learner import Learner, averaged_weights, only_trainable
+from reward_forcing.training.parallel import checkpoint_activations, is_sharded, whole_copy
 from reward_forcing.training.run_log import Averages, RunLog
 from reward_forcing.training.settings import HARMLESS
 from reward_forcing.training.stage import Draw, Stage, generator_for
-
-ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,18 @@ class Trainer:
         self.world = world
         networks = stage.networks()
         self._check_roles(set(networks))
+        if self.settings.activation_checkpointing:
+            checkpoint_activations(networks.values())
         self.learners = {
             role: Learner(role, network, self.settings, stage.edges(role)) for role, network in networks.items()
         }
-        self.checkpoints = Checkpoints(out / "checkpoints", self.settings.keep, self.settings.keep_every)
+        self.checkpoints = Checkpoints(
+            out / "checkpoints", self.settings.keep, self.settings.keep_every, world, self.settings.save_async
+        )
         self.step = 0
         self._averages = Averages()
         self._interrupt = Interrupt()
-        self._stop_asked = False
+        self._stop_asked = self._save_due = False
         self._skipped = 0
         self._wall_before = self._cpu_before = 0.0
 
@@ -77,6 +81,7 @@ class Trainer:
             with self._interrupt:
                 return self._train()
         finally:
+            self.checkpoints.wait()
             if self._log is not None:
                 self._log.close()
 
@@ -92,6 +97,7 @@ class Trainer:
                 self._after_step(progress)
                 if self._should_stop() and self.step < steps:
                     self._save()
+                    self.checkpoints.wait()
                     number = self._interrupt.signal or signal.SIGTERM
                     self._say(f"stopped after step {self.step} and saved; the same command continues from there")
                     return Outcome(self.step, number)
@@ -110,11 +116,11 @@ class Trainer:
             with only_trainable(learner, self.learners.values()):
                 loss = self._accumulate(learner, step)
             with self.stage.clock("communication"):
-                asked = float(self._interrupt.signal is not None)
-                extras = torch.stack([loss, loss.new_tensor(asked)])
-                loss, asked = average_gradients(list(learner.parameters.values()), extras, self.world)
+                mine = loss.new_tensor([self._interrupt.signal is not None, self._is_time_to_save()])
+                loss, asked, due = average_gradients(learner.whole, torch.stack([loss, *mine]), self.world)
             with self.stage.clock("optimizer"):
                 self._stop_asked = self._stop_asked or bool(asked > 0)
+                self._save_due = self._save_due or bool(due > 0)
                 self._apply(learner, step, loss)
             self.stage.updated(role, step)
 
@@ -130,6 +136,7 @@ class Trainer:
             with self.stage.clock("forward"), self._autocast():
                 loss, metrics = self.stage.loss(learner.role, step, draw)
             with self.stage.clock("backward"):
+                learner.reduce_gradients(part == accumulate - 1)
                 (loss / accumulate).backward()
             total += loss.detach().float() / accumulate
             for name, value in metrics.items():
@@ -164,10 +171,13 @@ class Trainer:
             self._write_row(progress)
         if train.sample_every and (step % train.sample_every == 0 or is_last):
             self._show_samples()
-        minutes = (time.monotonic() - self._saved_at) / 60
-        by_time = train.save_minutes is not None and minutes >= train.save_minutes
-        if by_time or (train.save_every and step % train.save_every == 0) or is_last:
+        if self._save_due or (train.save_every and step % train.save_every == 0) or is_last:
             self._save()
+
+    def _is_time_to_save(self) -> bool:
+        """Whether `save_minutes` have passed, by this process's clock: one that says so is enough."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return self.settings.save_minutes is not None and minutes >= self.settings.save_minutes
 
     def _write_row(self, progress: StepProgress) -> None:
         """Average the numbers of the last steps over all processes and record them."""
@@ -197,57 +207,77 @@ class Trainer:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def _show_samples(self) -> None:
-        if self._log is None:
+        """Show samples and validate; all processes must run networks of which each holds a part."""
+        if self._log is None and not any(is_sharded(learner.network) for learner in self.learners.values()):
             return
         with self.stage.clock("samples"), averaged_weights(self.learners.values()), self._autocast():
-            self._log.samples(self.step, self.stage.samples(self.step))
-            metrics = self.stage.metrics(self.step)
-        if metrics:
-            self._log.row(self.step, {f"validation/{name}": float(value) for name, value in metrics.items()})
+            clips, metrics = self.stage.samples(self.step), self.stage.metrics(self.step)
+        if self._log is not None:
+            self._log.samples(self.step, clips)
+            if metrics:
+                self._log.row(self.step, {f"validation/{name}": float(value) for name, value in metrics.items()})
 
     def _save(self) -> None:
-        """Write a checkpoint, from the first process; all hold the same state."""
-        if self.world.is_first and self._saved_step != self.step:
-            state = {
+        """Write a checkpoint, all processes together; plain values are the first one's."""
+        if self._saved_step != self.step:
+            values = {
                 "step": self.step,
                 "settings": self._settings_dump(),
-                "learners": {role: learner.state_dict() for role, learner in self.learners.items()},
+                "learners": {role: learner.counts() for role, learner in self.learners.items()},
                 "stage": self.stage.state_dict(),
                 "skipped": self._skipped,
                 "wall": self._wall(),
                 "cpu": self._cpu_before + (time.process_time() - self._cpu_started) * self.world.size,
             }
             with self.stage.clock("save"):
-                self.checkpoints.save(self.step, state)
-        self._saved_at, self._saved_step = time.monotonic(), self.step
+                self.checkpoints.save(self.step, self._tensors(), values)
+        self._saved_at, self._saved_step, self._save_due = time.monotonic(), self.step, False
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of all learners, as `ROLE.NAME`."""
+        return {
+            f"{role}.{name}": tensor
+            for role, learner in self.learners.items()
+            for name, tensor in learner.tensors().items()
+        }
 
     def _resume(self) -> None:
         """Load the newest whole checkpoint into every process, or start with the first one's weights."""
-        found = self.checkpoints.newest() if self.world.is_first else None
-        path = from_first(None if found is None else found[0], self.world)
-        if path is None:
+        found = from_first(self.checkpoints.newest() if self.world.is_first else None, self.world)
+        if found is None:
             broadcast_weights((learner.network for learner in self.learners.values()), self.world)
             return
-        state = found[1] if found is not None else self.checkpoints.load(path)
-        check_same_settings(self._with_defaults(state["settings"]), self._settings_dump(), HARMLESS, self.out)
+        path, values = found
+        check_same_settings(self._with_defaults(values["settings"]), self._settings_dump(), HARMLESS, self.out)
+        stored = self.checkpoints.stored(path)
         for role, learner in self.learners.items():
-            learner.load_state_dict(state["learners"][role])
-        self.stage.load_state_dict(state.get("stage", {}))
-        self.step, self._skipped = state["step"], state["skipped"]
-        self._wall_before, self._cpu_before = state["wall"], state["cpu"]
+            mark = f"{role}."
+            learner.make_room({key.removeprefix(mark): t for key, t in stored.items() if key.startswith(mark)})
+            learner.set_counts(values["learners"][role])
+        self.checkpoints.load(path, self._tensors())
+        self.stage.load_state_dict(values["stage"])
+        self.step, self._skipped = values["step"], values["skipped"]
+        self._wall_before, self._cpu_before = values["wall"], values["cpu"]
 
     def _finish(self) -> None:
-        """Export the averaged weights to final/, whole or not at all."""
-        if self.world.is_first:
-            temporary, final = self.out / ".final.tmp", self.out / "final"
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            with averaged_weights(self.learners.values()):
-                self.stage.export(temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            (self.out / "finished.json").write_text(json.dumps({"steps": self.step}), encoding="utf-8")
-            self._say(f"finished {self.step} steps in {duration(self._wall())}; weights in {final}")
+        """Export the averaged weights to final/, whole or not at all, once the last checkpoint is written."""
+        self.checkpoints.wait()
+        with averaged_weights(self.learners.values()):
+            networks = {
+                role: whole_copy(learner.network, keep=self.world.is_first) for role, learner in self.learners.items()
+            }
+            if self.world.is_first:
+                self._export(networks)
+
+    def _export(self, networks: dict[str, nn.Module]) -> None:
+        temporary, final = self.out / ".final.tmp", self.out / "final"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        self.stage.export(networks, temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        (self.out / "finished.json").write_text(json.dumps({"steps": self.step}), encoding="utf-8")
+        self._say(f"finished {self.step} steps in {duration(self._wall())}; weights in {final}")
 
     def _is_finished(self) -> bool:
         """Whether the export in final/ is of the last step; an earlier, shorter run may have left one too."""

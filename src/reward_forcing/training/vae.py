@@ -6,7 +6,7 @@ The loss is foreground-weighted L1 + MSE + KL. A clip length of 1 teaches the im
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -175,7 +175,7 @@ class VaeStage(Stage[VaeStageSettings]):
         return {"truth": frames[:, ::stride], "reconstruction": self._reconstruct(frames)[:, ::stride]}
 
     @torch.no_grad()
-    def export(self, folder: Path) -> None:
+    def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write `folder`/vae, with the per-channel statistics of 256 training clips in its config."""
         generators = (torch.Generator().manual_seed(index) for index in range(256))
         clips = self._clips(generators, self.settings.validation_frames)

@@ -6,6 +6,7 @@ Its features then tell how far a set of generated videos is from rendered ones (
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -110,7 +111,7 @@ class VideoFeaturesStage(Stage[VideoFeaturesSettings]):
         return {"loss": torch.stack([loss for loss, _ in parts]).mean(),
                 "right": float(np.mean([float(right) for _, right in parts]))}  # fmt: skip
 
-    def export(self, folder: Path) -> None:
+    def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write `folder`/video_features, in bfloat16."""
         stored = copy.deepcopy(self.network)
         nn.Module.to(stored, torch.bfloat16)
