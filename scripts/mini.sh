@@ -30,6 +30,7 @@ train 4_teacher
 train 5_causal
 train 6_dmd
 "$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/6_dmd/final/transformer \
+  --teacher $RUNS/4_teacher/final/transformer \
   --vae $RUNS/2_vae_long_clips/final/vae --text $RUNS/3_text_encoder/final --settings configs/generate/mini.yaml \
   --card configs/generate/mini_card.md
 train video_features  # what `rforce eval run` measures distances in

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from reward_forcing.rollout import NoSink, Sink
 from reward_forcing.streaming import model_folder
 from reward_forcing.streaming.methods import METHODS, streaming_settings
-from reward_forcing.streaming.model_folder import INDEX, open_model_folder, write_model_folder
+from reward_forcing.streaming.model_folder import INDEX, open_model_folder, write_model_folder, write_teacher
 from reward_forcing.streaming.pipeline import StreamingVideoPipeline
+from reward_forcing.training.networks import load_transformer
 
 PROMPT = "a red ball bounces"
 
@@ -71,6 +72,17 @@ def test_a_written_folder_does_not_tell_where_its_networks_came_from(tiny_model_
     pipeline = StreamingVideoPipeline.from_pretrained(tiny_model_folder, device="cpu")
     out = pipeline.save_pretrained(tmp_path / "saved")
     assert not [path for path in out.rglob("*.json") if str(tiny_model_folder) in path.read_text()]
+
+
+def test_a_teacher_lies_beside_its_student_and_trains_the_next(folder: Path, tiny_dit: Any) -> None:
+    before = StreamingVideoPipeline.from_pretrained(folder, device="cpu", dtype=torch.float32).generate(PROMPT, 0.5)
+    teacher = tiny_dit(seed=4)
+    read = load_transformer(write_teacher(folder, teacher), torch.device("cpu"))
+    for name, weight in teacher.state_dict().items():
+        kept = weight if read.state_dict()[name].equal(weight) else weight.bfloat16().float()
+        assert read.state_dict()[name].equal(kept), f"{name} is exact or rounded to bfloat16"
+    streamed = StreamingVideoPipeline.from_pretrained(folder, device="cpu", dtype=torch.float32)
+    assert torch.equal(streamed.generate(PROMPT, 0.5), before), "what streams is as it was"
 
 
 def test_an_interrupted_write_leaves_no_folder_that_looks_whole(folder: Path) -> None:

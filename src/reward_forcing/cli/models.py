@@ -104,13 +104,14 @@ def bundle(
     text: Annotated[Path, typer.Option(help="A folder with text_encoder/ and tokenizer/.")],
     settings: Annotated[Path, typer.Option(help="YAML: the model's streaming settings.")],
     card: Annotated[Path | None, typer.Option(help="The model card, a Markdown file.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Also keep its teacher, a transformer/ folder.")] = None,
 ) -> None:
     """Put trained parts together into a model folder that `rforce generate --model` takes."""
     import torch
 
     from reward_forcing.config import load_settings
     from reward_forcing.streaming.methods import StreamingSettings
-    from reward_forcing.streaming.model_folder import write_model_folder
+    from reward_forcing.streaming.model_folder import write_model_folder, write_teacher
     from reward_forcing.training.networks import load_transformer, load_vae
 
     streaming = load_settings(StreamingSettings, settings)
@@ -118,5 +119,7 @@ def bundle(
     network, decoder = load_transformer(transformer, torch.device("cpu")), load_vae(vae).vae
     parts = (network, decoder, text / "text_encoder", text / "tokenizer")
     folder = write_model_folder(out, *parts, streaming, words)
+    if teacher:
+        write_teacher(folder, load_transformer(teacher, torch.device("cpu")))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")

@@ -128,10 +128,9 @@ def write_model_folder(
     out.mkdir(parents=True, exist_ok=True)
     (out / INDEX).unlink(missing_ok=True)
     if dtype is not None:
-        transformer = copy.deepcopy(transformer).to_mixed(dtype)
         vae = copy.deepcopy(vae)
         nn.Module.to(vae, dtype)
-    transformer.save_pretrained(out / "transformer")
+    _save(transformer, out / "transformer", dtype)
     vae.save_pretrained(out / "vae")
     for source, part in ((Path(text_encoder), "text_encoder"), (Path(tokenizer), "tokenizer")):
         if source.resolve() != (out / part).resolve():
@@ -144,6 +143,21 @@ def write_model_folder(
     index = {"_class_name": PIPELINES[0], "streaming": settings.model_dump(), **COMPONENTS}
     (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return out
+
+
+def write_teacher(out: str | Path, teacher: WanDiT, dtype: torch.dtype | None = torch.bfloat16) -> Path:
+    """`out`/teacher: the network that a model folder's transformer was distilled from, for those who train another.
+
+    It is no part of the pipeline: nothing that streams reads it. dtype: as in `write_model_folder`.
+    """
+    _save(teacher, Path(out) / "teacher", dtype)
+    _forget_origin(Path(out) / "teacher" / "config.json")
+    return Path(out) / "teacher"
+
+
+def _save(network: WanDiT, folder: Path, dtype: torch.dtype | None) -> None:
+    """Write a transformer, its matrices in `dtype`; the network itself stays as it is."""
+    (network if dtype is None else copy.deepcopy(network).to_mixed(dtype)).save_pretrained(folder)
 
 
 def _read_index(path: Path) -> dict[str, Any]:
