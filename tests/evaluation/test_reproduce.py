@@ -20,7 +20,7 @@ from reward_forcing.evaluation.reproduce import curves, measure, plots, units
 from reward_forcing.evaluation.reproduce.claims import CLAIMS, Claim, Expectation, holds, judge_claim
 from reward_forcing.evaluation.reproduce.measure import MEASURES, Runs, difference, per_run, value_of
 from reward_forcing.evaluation.reproduce.paper import TABLE3
-from reward_forcing.evaluation.reproduce.recipe import Recipe, load_recipe, streamed_as
+from reward_forcing.evaluation.reproduce.recipe import Ablation, load_recipe, streamed_as
 from reward_forcing.evaluation.reproduce.record import AblationResults, ablation_schema, summarise, write_ablation
 from reward_forcing.evaluation.reproduce.table import markdown
 from reward_forcing.evaluation.reproduce.units import cpu_left, is_done, progress_of, units_of, work
@@ -85,14 +85,14 @@ def cheap() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def whole(cheap: None, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+def whole(cheap: None, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ablation, Path]:
     """The ablation that nothing stopped."""
     recipe, out = load_recipe(recipe_file), tmp_path_factory.mktemp("ablations") / "whole"
     assert work(recipe, out) == 0
     return recipe, out
 
 
-def numbers(recipe: Recipe, out: Path) -> dict[str, Any]:
+def numbers(recipe: Ablation, out: Path) -> dict[str, Any]:
     """Everything that is told of an ablation but what depends on where and when it was made."""
     text = summarise(recipe, out, "rforce reproduce table3").model_dump_json()
     told = {name: value for name, value in json.loads(text).items() if name not in ("created", "commits", "cpu")}
@@ -101,7 +101,7 @@ def numbers(recipe: Recipe, out: Path) -> dict[str, Any]:
     return told
 
 
-def test_equal_variants_are_one_unit_and_stand_in_every_row(whole: tuple[Recipe, Path]) -> None:
+def test_equal_variants_are_one_unit_and_stand_in_every_row(whole: tuple[Ablation, Path]) -> None:
     recipe, out = whole
     assert [(unit.variant, unit.seed) for unit in units_of(recipe, out)] == [
         ("ours", 1), ("without_re_dmd", 1), ("ours", 2), ("without_re_dmd", 2),
@@ -116,7 +116,7 @@ def test_equal_variants_are_one_unit_and_stand_in_every_row(whole: tuple[Recipe,
     assert all(cell.against_ours is None for cell in twin.measures.values())
 
 
-def test_every_measure_comes_with_its_runs_and_its_difference(whole: tuple[Recipe, Path]) -> None:
+def test_every_measure_comes_with_its_runs_and_its_difference(whole: tuple[Ablation, Path]) -> None:
     results = summarise(*whole, "")
     other = results.variants["without_re_dmd"]
     assert "quality" not in other.measures, "a Frechet distance needs more clips than features"
@@ -133,7 +133,7 @@ def test_every_measure_comes_with_its_runs_and_its_difference(whole: tuple[Recip
     assert results.claims["sink_keeps_quality"].verdict == "not measured"
 
 
-def test_students_are_streamed_as_they_were_trained_and_can_be_made_by_hand(whole: tuple[Recipe, Path]) -> None:
+def test_students_are_streamed_as_they_were_trained_and_can_be_made_by_hand(whole: tuple[Ablation, Path]) -> None:
     recipe, out = whole
     folder = out / "ours/seed1"
     train, _, stream, _ = summarise(recipe, out, "").variants["ours"].commands
@@ -153,7 +153,7 @@ def test_students_are_streamed_as_they_were_trained_and_can_be_made_by_hand(whol
 
 
 def test_an_ablation_stopped_anywhere_goes_on_to_the_same_results(
-    whole: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Ablation, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, uninterrupted = whole
     out = tmp_path / "stopped"
@@ -206,7 +206,7 @@ def stop_before_the_record(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(units, "_write", stop)
 
 
-def test_a_unit_that_another_process_holds_is_left_to_it(whole: tuple[Recipe, Path], tmp_path: Path) -> None:
+def test_a_unit_that_another_process_holds_is_left_to_it(whole: tuple[Ablation, Path], tmp_path: Path) -> None:
     recipe, done = whole
     out = tmp_path / "shared"
     shutil.copytree(done, out)
@@ -225,14 +225,14 @@ def test_a_unit_that_another_process_holds_is_left_to_it(whole: tuple[Recipe, Pa
     assert taken[0] > 0
 
 
-def test_a_folder_of_other_settings_is_refused(whole: tuple[Recipe, Path], recipe_file: Path) -> None:
+def test_a_folder_of_other_settings_is_refused(whole: tuple[Ablation, Path], recipe_file: Path) -> None:
     _, out = whole
     for override, task in (("evaluation.seed=5", "evaluate"), ("base.overrides=[batch=2]", "train")):
         with pytest.raises(ValueError, match=rf"was made with other settings \({task}\)"):
             work(load_recipe(recipe_file, [override]), out)
 
 
-def test_the_page_has_every_row_claim_and_picture(whole: tuple[Recipe, Path]) -> None:
+def test_the_page_has_every_row_claim_and_picture(whole: tuple[Ablation, Path]) -> None:
     recipe, out = whole
     results = summarise(recipe, out, "rforce reproduce table3")
     page = markdown(results)
@@ -249,7 +249,7 @@ def test_the_page_has_every_row_claim_and_picture(whole: tuple[Recipe, Path]) ->
 
 
 def test_the_command_tells_how_far_it_is_and_writes_what_there_is(
-    whole: tuple[Recipe, Path], recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: tuple[Ablation, Path], recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "half"
     shutil.copytree(whole[1], out)

@@ -117,7 +117,7 @@ def test_one_pass_decodes_as_the_chunks_of_diffusers(vae, latent_frames):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-5)]
+    ("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.float64, 1e-5)]
 )  # diffusers resizes in float32
 def test_one_pass_has_the_gradients_of_the_chunks(vae, dtype, tolerance):
     vae = copy.deepcopy(vae).to(dtype).requires_grad_(True)

@@ -83,12 +83,13 @@ def test_velocity_from_clean_latents_equals_the_reference(case):
         torch.testing.assert_close(ours, case.tensors[match[0]], atol=2e-5, rtol=2e-6)
 
 
-def test_training_weights_are_exact(case):
+def test_training_weights_equal_the_reference(case):
+    """To rounding: the exponential of one processor differs from another's in the last place."""
     for match in numbered(case, r"shift(\d+)_weights"):
         table = sigma_table(int(match[1]))
-        assert torch.equal(flow_matching_weight(1000 * table, table), case.tensors[match[0]])
-        at_t = flow_matching_weight(case.tensors["t"], table)
-        assert torch.equal(at_t, case.tensors[f"shift{match[1]}_weight_at_t"])
+        ours = flow_matching_weight(1000 * table, table), flow_matching_weight(case.tensors["t"], table)
+        theirs = case.tensors[match[0]], case.tensors[f"shift{match[1]}_weight_at_t"]
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_timesteps_of_distribution_matching_equal_the_reference(case):

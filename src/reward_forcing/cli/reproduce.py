@@ -13,7 +13,7 @@ from reward_forcing.cli.data import parse_share
 from reward_forcing.logs import duration
 
 if TYPE_CHECKING:
-    from reward_forcing.evaluation.reproduce.recipe import Recipe
+    from reward_forcing.evaluation.reproduce.recipe import Ablation
 
 app = typer.Typer(help="Make a table of the paper again, in miniature.", no_args_is_help=True)
 
@@ -63,7 +63,7 @@ def table3(
     _report(wanted, out)
 
 
-def _work(recipe: "Recipe", out: Path, only: tuple[str, ...], share: tuple[int, int], processes: int) -> int:
+def _work(recipe: "Ablation", out: Path, only: tuple[str, ...], share: tuple[int, int], processes: int) -> int:
     """Do the units in so many processes; 0, or the exit status of the first that did not end well."""
     from reward_forcing.evaluation.reproduce.units import work
 
@@ -79,7 +79,7 @@ def _work(recipe: "Recipe", out: Path, only: tuple[str, ...], share: tuple[int, 
     return next((128 - code if code < 0 else code for code in codes if code), 0)
 
 
-def _worker(recipe: "Recipe", out: Path, only: tuple[str, ...], share: tuple[int, int]) -> None:
+def _worker(recipe: "Ablation", out: Path, only: tuple[str, ...], share: tuple[int, int]) -> None:
     """One of several processes; what goes wrong is told in one line, as the command itself does."""
     from reward_forcing.cli.main import exit_status
     from reward_forcing.evaluation.reproduce.units import work
@@ -87,7 +87,7 @@ def _worker(recipe: "Recipe", out: Path, only: tuple[str, ...], share: tuple[int
     sys.exit(exit_status(lambda: work(recipe, out, only, share)))
 
 
-def _report(recipe: "Recipe", out: Path) -> None:
+def _report(recipe: "Ablation", out: Path) -> None:
     from reward_forcing.evaluation.reproduce.plots import draw
     from reward_forcing.evaluation.reproduce.record import summarise, write_ablation
     from reward_forcing.evaluation.reproduce.table import markdown
@@ -101,7 +101,7 @@ def _report(recipe: "Recipe", out: Path) -> None:
     typer.echo("\n".join(map(str, (write_ablation(results, out), page, *pictures))))
 
 
-def _status(recipe: "Recipe", out: Path) -> str:
+def _status(recipe: "Ablation", out: Path) -> str:
     """A line for each unit, and what is left."""
     from reward_forcing.evaluation.reproduce.units import cpu_left, progress_of, units_of
 

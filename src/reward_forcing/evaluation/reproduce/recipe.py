@@ -76,7 +76,7 @@ class Evaluation(Settings):
         )
 
 
-class Recipe(Settings):
+class Ablation(Settings):
     """An ablation. seeds: of the trainings, the same for every variant. streaming: YAML file of the model's streaming
     settings, whose cache, steps and shift each variant's training replaces. curve: watched rewards whose course in
     training is drawn, the first of them judged (Fig. 6). margins: by how much a measure may be worse and still count as
@@ -153,9 +153,9 @@ def streamed_as(settings: DmdSettings) -> dict[str, Any]:
     return {**cache, "denoising_steps": list(settings.denoising_steps), "shift": settings.shift}
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Ablation:
     """The recipe in a YAML file, with overrides `a.b=value` on top. Raises ValueError in one line, as settings do."""
-    recipe = load_settings(Recipe, path, overrides)
+    recipe = load_settings(Ablation, path, overrides)
     recipe.trained_as()
     return recipe
 

@@ -15,11 +15,11 @@ from reward_forcing.evaluation import environment
 from reward_forcing.evaluation.reproduce.claims import CLAIMS, Verdict, judge_claim
 from reward_forcing.evaluation.reproduce.curves import RISE, RISE_CLAIM, judge_rise, reward_curve
 from reward_forcing.evaluation.reproduce.measure import MEASURES, Runs, difference, per_run, value_of
-from reward_forcing.evaluation.reproduce.recipe import OURS, Recipe, streamed_as
+from reward_forcing.evaluation.reproduce.recipe import OURS, Ablation, streamed_as
 from reward_forcing.evaluation.reproduce.units import EVALUATE, TASKS, TRAIN, Unit, is_done, records_of, units_of
 from reward_forcing.evaluation.results import RESULTS, Interval
 from reward_forcing.evaluation.statistics import Estimate
-from reward_forcing.training.checkpoint import write_whole
+from reward_forcing.training.shards import write_whole
 
 COVERS = (
     "95 % intervals over training runs (Student's t) and prompts (bootstrap; jackknife for distances); of one training "
@@ -83,7 +83,7 @@ class AblationResults(Settings):
     claims: dict[str, ClaimResults]
 
 
-def summarise(recipe: Recipe, out: Path, command: str) -> AblationResults:
+def summarise(recipe: Ablation, out: Path, command: str) -> AblationResults:
     """The results of all units that are done. Raises ValueError before `ours` has one."""
     done = [unit for unit in units_of(recipe, out) if is_done(unit)]
     first = recipe.trained_as()
@@ -110,7 +110,7 @@ def summarise(recipe: Recipe, out: Path, command: str) -> AblationResults:
     )
 
 
-def _variant(recipe: Recipe, name: str, runs: Runs, ours: Runs, units: list[Unit]) -> VariantResults:
+def _variant(recipe: Ablation, name: str, runs: Runs, ours: Runs, units: list[Unit]) -> VariantResults:
     chosen, trained_as = recipe.variants[name], units[0].variant
     settings = recipe.training(name, recipe.seeds[0])
     stage = (f"stage={chosen.stage}",) if chosen.stage else ()
@@ -140,7 +140,7 @@ def _interval(estimate: Estimate | None) -> Interval | None:
     return None if estimate is None else Interval.of(estimate)
 
 
-def _claims(recipe: Recipe, runs: dict[str, Runs], variants: dict[str, VariantResults]) -> dict[str, ClaimResults]:
+def _claims(recipe: Ablation, runs: dict[str, Runs], variants: dict[str, VariantResults]) -> dict[str, ClaimResults]:
     def measured(measure: str, variant: str, than: str) -> Estimate | None:
         if variant not in runs or than not in runs:
             return None

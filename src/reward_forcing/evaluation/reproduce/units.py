@@ -26,14 +26,15 @@ import torch
 
 from reward_forcing.config import Settings
 from reward_forcing.evaluation import environment
-from reward_forcing.evaluation.reproduce.recipe import Recipe, digest, streamed_as, write_training
+from reward_forcing.evaluation.reproduce.recipe import Ablation, digest, streamed_as, write_training
 from reward_forcing.evaluation.run import evaluate
 from reward_forcing.logs import JsonLines, console
 from reward_forcing.streaming.model_folder import INDEX, open_model_folder, write_model_folder
 from reward_forcing.training import run_worker
-from reward_forcing.training.checkpoint import try_lock, write_whole
+from reward_forcing.training.checkpoint import try_lock
 from reward_forcing.training.dmd import DmdSettings
 from reward_forcing.training.networks import load_transformer, load_vae
+from reward_forcing.training.shards import write_whole
 
 TRAIN, EVALUATE = "train", "evaluate"
 TASKS = (TRAIN, EVALUATE)
@@ -90,7 +91,7 @@ class Progress:
     cpu: float | None
 
 
-def units_of(recipe: Recipe, out: Path, only: Sequence[str] = ()) -> list[Unit]:
+def units_of(recipe: Ablation, out: Path, only: Sequence[str] = ()) -> list[Unit]:
     """The units, by seed, so that all variants have one training before any has two; equal variants are one.
 
     only: variants to keep. Raises ValueError for one that is not in the recipe.
@@ -103,7 +104,7 @@ def units_of(recipe: Recipe, out: Path, only: Sequence[str] = ()) -> list[Unit]:
     return [Unit(name, seed, out / name / f"seed{seed}") for seed in recipe.seeds for name in names]
 
 
-def work(recipe: Recipe, out: Path, only: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> int:
+def work(recipe: Ablation, out: Path, only: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> int:
     """Do what is left of the units, those that others hold left to them; 0, or 128 + the signal that stopped it.
 
     share: (i, n) keeps to every n-th unit from the i-th on.
@@ -125,7 +126,7 @@ def is_done(unit: Unit) -> bool:
     return all(unit.record(task).is_file() for task in TASKS)
 
 
-def progress_of(recipe: Recipe, unit: Unit) -> list[Progress]:
+def progress_of(recipe: Ablation, unit: Unit) -> list[Progress]:
     """How far both tasks of a unit are."""
     found, held = [], _is_held(unit)
     for task in TASKS:
@@ -148,7 +149,7 @@ def cpu_left(progress: Sequence[Progress]) -> dict[str, float | None]:
     return left
 
 
-def _check_settings(recipe: Recipe, unit: Unit) -> None:
+def _check_settings(recipe: Ablation, unit: Unit) -> None:
     for task, wanted in zip(TASKS, _settings_of(recipe, unit), strict=True):
         if unit.record(task).is_file() and _read(unit.record(task)).settings != wanted:
             raise ValueError(
@@ -156,7 +157,7 @@ def _check_settings(recipe: Recipe, unit: Unit) -> None:
             )
 
 
-def _settings_of(recipe: Recipe, unit: Unit) -> tuple[str, str]:
+def _settings_of(recipe: Ablation, unit: Unit) -> tuple[str, str]:
     """Hashes of what a unit's training depends on, and of what its evaluation does besides."""
     training = recipe.training(unit.variant, unit.seed)
     how = {"evaluation": recipe.evaluation.model_dump(mode="json"), "streaming": streamed_as(training)}
@@ -165,7 +166,7 @@ def _settings_of(recipe: Recipe, unit: Unit) -> tuple[str, str]:
     return trained, digest([trained, how])
 
 
-def _do(recipe: Recipe, out: Path, unit: Unit) -> int:
+def _do(recipe: Ablation, out: Path, unit: Unit) -> int:
     """Do what is left of a unit whose lock is held; 0, or 128 + the signal that stopped it."""
     settings = recipe.training(unit.variant, unit.seed)
     trained, evaluated = _settings_of(recipe, unit)
@@ -185,7 +186,7 @@ def _do(recipe: Recipe, out: Path, unit: Unit) -> int:
     return 0
 
 
-def _evaluate(recipe: Recipe, out: Path, unit: Unit, settings: DmdSettings) -> str:
+def _evaluate(recipe: Ablation, out: Path, unit: Unit, settings: DmdSettings) -> str:
     """Make and measure a unit's clips; returns the command that streams the student, but for the prompt."""
     _write_model(recipe, out / "model", settings)
     weights, how = unit.run / "final" / "transformer", streamed_as(settings)
@@ -206,7 +207,7 @@ def _evaluate(recipe: Recipe, out: Path, unit: Unit, settings: DmdSettings) -> s
     return command
 
 
-def _write_model(recipe: Recipe, folder: Path, settings: DmdSettings) -> None:
+def _write_model(recipe: Ablation, folder: Path, settings: DmdSettings) -> None:
     """The model folder whose transformer the students' replace, written by the first who needs it."""
     while not (folder / INDEX).is_file():
         with try_lock(folder.parent) as is_ours:
@@ -257,7 +258,7 @@ def _is_held(unit: Unit) -> bool:
         return not is_free
 
 
-def _share_done(recipe: Recipe, unit: Unit, task: str) -> float:
+def _share_done(recipe: Ablation, unit: Unit, task: str) -> float:
     """By the last logged step of a training, by the clips of an evaluation."""
     if task == TRAIN:
         steps = [int(row["step"]) for row in JsonLines(unit.run / "log.jsonl").rows()]
