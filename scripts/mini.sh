@@ -27,10 +27,11 @@ latents train train 8192
 latents turning train 4096 --kinds spin,pulse,orbit,swing --first 100000
 latents switches train 2048 --switch-chunk 3
 train 4_teacher
-train 5_causal
-train 6_dmd
-"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/6_dmd/final/transformer \
-  --teacher $RUNS/4_teacher/final/transformer \
+train 5_teacher_longer
+train 6_causal
+train 7_dmd
+"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/7_dmd/final/transformer \
+  --teacher $RUNS/5_teacher_longer/final/transformer \
   --vae $RUNS/2_vae_long_clips/final/vae --text $RUNS/3_text_encoder/final --settings configs/generate/mini.yaml \
   --card configs/generate/mini_card.md
 train video_features  # what `rforce eval run` measures distances in
