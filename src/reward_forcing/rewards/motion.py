@@ -68,8 +68,8 @@ class MotionReward(Reward):
     """
 
     kind: Literal["motion"] = "motion"  # pyright: ignore[reportIncompatibleVariableOverride]
-    mean: float = 0.323
-    std: PositiveFloat = 0.150
+    mean: float = 0.308
+    std: PositiveFloat = 0.140
     speed_scale: PositiveFloat = 0.4
     jitter: NonNegativeFloat = 1.0
     softness: NonNegativeFloat = 0.5
