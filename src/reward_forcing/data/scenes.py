@@ -78,10 +78,15 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of scene: how its objects move, and which attributes it has."""
+    """A kind of scene: how its objects move, and which attributes it has.
+
+    phases: the range in its cycle where a scene begins. What turns begins nearly upright, or near the top of its
+    circle: were it anywhere, only the motion seen so far could tell the two directions apart, and no network learned it.
+    """
 
     sprites: Callable[[Scene, Array], list[Sprite]]
     directions: tuple[str, ...] = ()
+    phases: tuple[float, float] = (0.0, 1.0)
     settings: tuple[str, ...] = ("plain",)
     shapes: tuple[str, ...] = SHAPES
     has_object: bool = True
@@ -206,10 +211,16 @@ KINDS: dict[str, Kind] = {
     "bounce": Kind(_bounce, settings=("floor", "floor", "plain"), weight=1.5),
     "slide": Kind(_slide, directions=("left", "right"), settings=("floor", "plain"), weight=1.4),
     "climb": Kind(_climb, directions=("up", "down"), weight=1.2),
-    "orbit": Kind(_orbit, directions=("clockwise", "counterclockwise"), weight=1.2),
+    "orbit": Kind(_orbit, directions=("clockwise", "counterclockwise"), phases=(0.68, 0.82), weight=1.2),
     "swing": Kind(_swing, weight=1.0),
     "pulse": Kind(_pulse, weight=1.0),
-    "spin": Kind(_spin, directions=("clockwise", "counterclockwise"), shapes=("square", "triangle"), weight=1.0),
+    "spin": Kind(
+        _spin,
+        directions=("clockwise", "counterclockwise"),
+        phases=(-0.05, 0.05),
+        shapes=("square", "triangle"),
+        weight=1.0,
+    ),
     "wander": Kind(_wander, weight=1.0),
     "two": Kind(_two, settings=("floor", "plain"), weight=0.8),
     "snow": Kind(_snow, has_object=False, weight=0.5),
@@ -250,7 +261,7 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
         second=second,
         x=float(rng.uniform(0.36, 0.64)),
         y=float(rng.uniform(0.36, 0.64)),
-        phase=float(rng.uniform(0, 1)),
+        phase=float(rng.uniform(*traits.phases)),
         seed=int(rng.integers(2**31)),
     )
 

@@ -1,0 +1,78 @@
+"""Asks a trained transformer which of two captions fits a clip: the right one or one with another direction.
+
+A diffusion model is a classifier (Li et al. 2023, arXiv 2303.16203): with the same noise, the flow loss of a clip is
+lower under the caption that describes it. For each kind of scene with directions and each noise level, prints the share
+of clips whose right caption has the lower loss (0.5: a guess) and how far apart the losses are in their standard errors.
+Levels at which nothing is told apart are where a generated clip's direction is not decided by the prompt.
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from reward_forcing.data.captions import caption
+from reward_forcing.data.dataset import clip, world_scene
+from reward_forcing.data.scenes import KINDS
+from reward_forcing.flow import TIMESTEPS, add_noise
+from reward_forcing.training.networks import load_transformer, load_vae
+from reward_forcing.training.prompts import PromptEncoder
+
+
+@torch.inference_mode()
+def main(
+    transformer: Annotated[Path, typer.Argument(help="A transformer's folder.")],
+    text: Annotated[Path, typer.Option(help="Folder with text_encoder/ and tokenizer/.")],
+    vae: Annotated[Path, typer.Option(help="The VAE's folder.")],
+    clips: Annotated[int, typer.Option(help="Clips of each kind.")] = 16,
+    levels: Annotated[str, typer.Option(help="Noise levels, comma-separated.")] = "0.98,0.95,0.9,0.8,0.65,0.5",
+    noises: Annotated[int, typer.Option(help="Draws of noise for each clip and level.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the numbers.")] = None,
+) -> None:
+    """Print and write which captions the transformer tells apart."""
+    device = torch.device("cpu")
+    network, prompts, encoder = load_transformer(transformer, device), PromptEncoder(text, device), load_vae(vae)
+    sigmas = [float(level) for level in levels.split(",")]
+    gaps: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for kind, traits in KINDS.items():
+        for number in range(clips if traits.directions else 0):
+            scene = world_scene(number, "validation", kind)
+            other = replace(scene, direction=next(one for one in traits.directions if one != scene.direction))
+            texts = [caption(one, np.random.default_rng(number), held_out=True).text for one in (scene, other)]
+            x0 = encoder.encode(clip(scene, 81)[None])[0]
+            read = network.encode_text(prompts(texts))
+            for place, sigma in enumerate(sigmas):
+                for draw in range(noises):
+                    generator = torch.Generator().manual_seed((number * 100 + place) * 100 + draw)
+                    noise = torch.randn(x0.shape, generator=generator)
+                    level = torch.tensor([sigma])
+                    noisy = add_noise(x0, noise, level).expand(2, -1, -1, -1, -1)
+                    with torch.autocast("cpu", torch.bfloat16):
+                        velocity, _ = network(noisy, TIMESTEPS * level.expand(2)[:, None].expand(2, x0.shape[1]), read)
+                    right, wrong = (velocity.float() - (noise - x0)).square().mean(dim=(1, 2, 3, 4)).tolist()
+                    gaps[kind, sigma].append(wrong - right)
+    rows = {}
+    for (kind, sigma), found in gaps.items():
+        gap = np.array(found)
+        rows.setdefault(kind, {})[sigma] = {
+            "right": float((gap > 0).mean()),
+            "gap": float(gap.mean()),
+            "standard_errors": float(gap.mean() / (gap.std(ddof=1) / len(gap) ** 0.5)),
+        }
+        one = rows[kind][sigma]
+        typer.echo(
+            f"{kind:8} sigma {sigma:4}: right {one['right']:.2f}  gap {one['gap']:+.5f}  {one['standard_errors']:+.1f} se"
+        )
+    if out is not None:
+        out.write_text(
+            json.dumps({"transformer": str(transformer), "clips": clips, "noises": noises, "kinds": rows}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
