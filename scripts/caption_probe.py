@@ -2,8 +2,8 @@
 
 A diffusion model is a classifier (Li et al. 2023, arXiv 2303.16203): with the same noise, the flow loss of a clip is
 lower under the caption that describes it. For each kind of scene with directions and each noise level, prints the share
-of clips whose right caption has the lower loss (0.5: a guess) and how far apart the losses are in their standard errors.
-Levels at which nothing is told apart are where a generated clip's direction is not decided by the prompt.
+of clips whose right caption has the lower loss (0.5: a guess) and how many standard errors the losses are apart. Where
+nothing is told apart at any level, the prompt does not decide which way a generated clip goes.
 """
 
 import json
@@ -56,7 +56,7 @@ def main(
                         velocity, _ = network(noisy, TIMESTEPS * level.expand(2)[:, None].expand(2, x0.shape[1]), read)
                     right, wrong = (velocity.float() - (noise - x0)).square().mean(dim=(1, 2, 3, 4)).tolist()
                     gaps[kind, sigma].append(wrong - right)
-    rows = {}
+    rows: dict[str, dict[float, dict[str, float]]] = {}
     for (kind, sigma), found in gaps.items():
         gap = np.array(found)
         rows.setdefault(kind, {})[sigma] = {
@@ -65,9 +65,8 @@ def main(
             "standard_errors": float(gap.mean() / (gap.std(ddof=1) / len(gap) ** 0.5)),
         }
         one = rows[kind][sigma]
-        typer.echo(
-            f"{kind:8} sigma {sigma:4}: right {one['right']:.2f}  gap {one['gap']:+.5f}  {one['standard_errors']:+.1f} se"
-        )
+        shown = f"right {one['right']:.2f}  gap {one['gap']:+.5f}  {one['standard_errors']:+.1f} se"
+        typer.echo(f"{kind:8} sigma {sigma:4}: {shown}")
     if out is not None:
         out.write_text(
             json.dumps({"transformer": str(transformer), "clips": clips, "noises": noises, "kinds": rows}, indent=1)

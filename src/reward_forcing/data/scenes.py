@@ -81,7 +81,7 @@ class Kind:
     """A kind of scene: how its objects move, and which attributes it has.
 
     phases: the range in its cycle where a scene begins. What turns begins nearly upright, or near the top of its
-    circle: were it anywhere, only the motion seen so far could tell the two directions apart, and no network learned it.
+    circle: begun anywhere, the two directions look alike under noise, and no network here learned to tell them apart.
     """
 
     sprites: Callable[[Scene, Array], list[Sprite]]
