@@ -58,6 +58,15 @@ CLAIMS = {
         "It is the reward that raises the dynamic degree, not the way prompts are drawn.",
         (Expectation("dynamic", OURS, "better", "even_weights"),),
     ),
+    "critic_weights_raise_dynamics": Claim(
+        "training/re_dmd.py (not the paper's: the critic's loss is weighted by exp(-r / beta))",
+        "Weights in the critic's loss move the fixed point to Eq. 9's optimum; those of Eq. 11 only the way there.",
+        (
+            Expectation("dynamic", "critic_weighted", "better", "even_weights"),
+            Expectation("alignment", "critic_weighted", "no worse", "even_weights"),
+            Expectation("quality", "critic_weighted", "no worse", "even_weights"),
+        ),
+    ),
     "ema_raises_dynamics": Claim(
         "Table 3, Section 4.2",
         "A static sink in place of the EMA-Sink leaves minimal dynamics (64.06 to 35.15).",
