@@ -80,8 +80,8 @@ class Sprite:
 class Kind:
     """A kind of scene: how its objects move, and which attributes it has.
 
-    phases: the range in its cycle where a scene begins. What turns begins nearly upright, or near the top of its
-    circle: begun anywhere, the two directions look alike under noise, and no network here learned to tell them apart.
+    phases: the range in its cycle where a scene begins, in turns. What turns begins so far before upright, or the top
+    of its circle: begun anywhere, the two directions look alike under noise, and no network here told them apart.
     """
 
     sprites: Callable[[Scene, Array], list[Sprite]]
@@ -139,14 +139,14 @@ def _climb(scene: Scene, t: Array) -> list[Sprite]:
 
 
 def _turns(scene: Scene, t: Array, period: float) -> Array:
-    """Angle in radians; positive is clockwise on the screen, because y points down."""
+    """Angle from upright in radians; positive is clockwise on the screen, because y points down."""
     sign = 1 if scene.direction == "clockwise" else -1
     return (2 * np.pi * (scene.phase + sign * t * SPEEDS[scene.speed] / period)).astype(np.float32)
 
 
 def _orbit(scene: Scene, t: Array) -> list[Sprite]:
     angle = _turns(scene, t, ORBIT_PERIOD)
-    return [_sprite(scene, 0.5 + 0.26 * np.cos(angle), 0.5 + 0.26 * np.sin(angle))]
+    return [_sprite(scene, 0.5 + 0.26 * np.sin(angle), 0.5 - 0.26 * np.cos(angle))]
 
 
 def _swing(scene: Scene, t: Array) -> list[Sprite]:
@@ -211,13 +211,13 @@ KINDS: dict[str, Kind] = {
     "bounce": Kind(_bounce, settings=("floor", "floor", "plain"), weight=1.5),
     "slide": Kind(_slide, directions=("left", "right"), settings=("floor", "plain"), weight=1.4),
     "climb": Kind(_climb, directions=("up", "down"), weight=1.2),
-    "orbit": Kind(_orbit, directions=("clockwise", "counterclockwise"), phases=(0.68, 0.82), weight=1.2),
+    "orbit": Kind(_orbit, directions=("clockwise", "counterclockwise"), phases=(0.08, 0.17), weight=1.2),
     "swing": Kind(_swing, weight=1.0),
     "pulse": Kind(_pulse, weight=1.0),
     "spin": Kind(
         _spin,
         directions=("clockwise", "counterclockwise"),
-        phases=(-0.05, 0.05),
+        phases=(0.04, 0.09),
         shapes=("square", "triangle"),
         weight=1.0,
     ),
@@ -249,19 +249,24 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     second = None
     if kind == "two":
         second = (pick(traits.shapes), pick([name for name in clear if name != colour]))
+    shape = pick(traits.shapes)
+    size = pick(("small", "medium")) if kind == "two" else pick(tuple(SIZES))
+    speed = pick(("slow", "normal", "normal", "fast"))
+    direction = pick(traits.directions) if traits.directions else ""
+    x, y, phase = (float(rng.uniform(*span)) for span in ((0.36, 0.64), (0.36, 0.64), traits.phases))
     return Scene(
         kind=kind,
-        shape=pick(traits.shapes),
+        shape=shape,
         colour=colour,
-        size=pick(("small", "medium")) if kind == "two" else pick(tuple(SIZES)),
-        speed=pick(("slow", "normal", "normal", "fast")),
-        direction=pick(traits.directions) if traits.directions else "",
+        size=size,
+        speed=speed,
+        direction=direction,
         background=background,
         setting=setting,
         second=second,
-        x=float(rng.uniform(0.36, 0.64)),
-        y=float(rng.uniform(0.36, 0.64)),
-        phase=float(rng.uniform(*traits.phases)),
+        x=x,
+        y=y,
+        phase=-phase if direction == "clockwise" else phase,
         seed=int(rng.integers(2**31)),
     )
 
