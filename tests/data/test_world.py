@@ -18,6 +18,15 @@ def test_a_stretch_of_a_scene_equals_that_stretch_of_the_whole(kind: str) -> Non
     assert np.array_equal(render(scene, 40)[25:], render(scene, 15, start=25))
 
 
+def test_the_first_frame_tells_which_way_an_object_turns() -> None:
+    for number in range(40):
+        orbit, spin = (world_scene(number, "train", kind) for kind in ("orbit", "spin"))
+        at = sprites(orbit, np.array([0.0]))[0]
+        assert (at.x[0] < 0.5) == (orbit.direction == "clockwise"), orbit
+        assert at.y[0] < 0.5, orbit
+        assert (sprites(spin, np.array([0.0]))[0].angle[0] < 0) == (spin.direction == "clockwise"), spin
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_moves_for_minutes(kind: str) -> None:
     scene = world_scene(5, "train", kind)
