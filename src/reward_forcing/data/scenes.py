@@ -32,7 +32,7 @@ FLOOR_TOP = 0.78
 SHAPES = ("ball", "square", "triangle")
 SIZES = {"small": 0.14, "medium": 0.18, "big": 0.23}
 SPEEDS = {"slow": 0.62, "normal": 1.0, "fast": 1.5}
-ORBIT_PERIOD, SWING_PERIOD, SPIN_PERIOD = 4.6, 4.0, 6.0  # seconds, at normal speed
+ORBIT_PERIOD, SWING_PERIOD, SPIN_PERIOD = 4.6, 4.0, 9.0  # seconds, at normal speed
 SIZE_SCALE = {"orbit": 0.9, "swing": 0.9, "spin": 1.4}
 """Kinds that draw an object smaller or larger than SIZES says; what turns in place needs room for its corners."""
 ROD: Colour = (70, 66, 64)
