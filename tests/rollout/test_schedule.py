@@ -5,7 +5,15 @@ from itertools import islice
 import pytest
 
 from reward_forcing.flow import warp_denoising_steps
-from reward_forcing.rollout.schedule import Pass, chunkwise, format_timetable, timetable
+from reward_forcing.rollout.schedule import (
+    SCHEDULES,
+    Pass,
+    chunks_at_once,
+    chunkwise,
+    format_timetable,
+    rolling,
+    timetable,
+)
 
 
 def test_chunkwise_finishes_a_chunk_before_it_begins_the_next():
@@ -17,15 +25,59 @@ def test_chunkwise_finishes_a_chunk_before_it_begins_the_next():
     ]
 
 
+def test_rolling_windows_grow_stay_full_and_shrink():
+    assert list(rolling((1.0, 0.6), chunks=3)) == [
+        Pass((0,), (1.0,), (0.6,)),
+        Pass((0, 1), (0.6, 1.0), (None, 0.6)),
+        Pass((1, 2), (0.6, 1.0), (None, 0.6)),
+        Pass((2,), (0.6,), (None,)),
+    ]
+
+
+def test_rolling_windows_without_end_stay_full():
+    assert list(islice(rolling((1.0, 0.6)), 5))[3:] == [
+        Pass((2, 3), (0.6, 1.0), (None, 0.6)),
+        Pass((3, 4), (0.6, 1.0), (None, 0.6)),
+    ]
+
+
+def test_fewer_chunks_than_steps_roll_together_and_wait_for_nobody():
+    assert list(rolling((1.0, 0.9, 0.6, 0.3), chunks=2)) == [
+        Pass((0,), (1.0,), (0.9,)),
+        Pass((0, 1), (0.9, 1.0), (0.6, 0.9)),
+        Pass((0, 1), (0.6, 0.9), (0.3, 0.6)),
+        Pass((0, 1), (0.3, 0.6), (None, 0.3)),
+        Pass((1,), (0.3,), (None,)),
+    ]
+
+
+def test_one_step_rolls_chunk_by_chunk():
+    assert list(rolling((1.0,), chunks=3)) == list(chunkwise((1.0,), chunks=3))
+
+
+def test_as_many_chunks_are_denoised_at_once_as_there_are_steps_and_chunks():
+    assert chunks_at_once(rolling((1.0, 0.9, 0.6), chunks=7)) == 3
+    assert chunks_at_once(rolling((1.0, 0.9, 0.6), chunks=2)) == 2
+    assert chunks_at_once(chunkwise((1.0, 0.9, 0.6), chunks=7)) == 1
+
+
 def test_only_the_last_pass_of_chosen_chunks_is_trained():
     passes = list(islice(chunkwise((1.0, 0.5), grad_from=1), 6))
     assert [(step.chunks[0], step.sigma[0]) for step in passes if step.grad] == [(1, 0.5), (2, 0.5)]
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("sigmas", [(), (1.0, 1.0), (0.5, 0.9), (1.0, 0.0), (1.5, 0.5), (1.0, -0.5)])
-def test_sigmas_that_do_not_decrease_are_rejected_at_once(sigmas):
+def test_sigmas_that_do_not_decrease_are_rejected_at_once(schedule, sigmas):
     with pytest.raises(ValueError, match="sigmas must decrease strictly"):
-        chunkwise(sigmas)
+        schedule(sigmas)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("chunks", [0, -1])
+def test_a_schedule_of_no_chunks_is_rejected_at_once(schedule, chunks):
+    with pytest.raises(ValueError, match=f"at least one chunk, or None for no end, got {chunks}"):
+        schedule((1.0, 0.5), chunks=chunks)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +100,7 @@ def test_timetable_shows_the_timesteps_of_every_chunk():
     rounded = [[None if step is None else round(step, 1) for step in row] for row in rows]
     assert rounded == [[1000.0, 833.3, None, None], [None, None, 1000.0, 833.3]]
     assert timetable([], passes=4) == []
+    assert timetable(rolling((1.0, 0.5), chunks=2)) == [[1000.0, 500.0, None], [None, 1000.0, 500.0]]
 
 
 def test_timetable_prints_a_line_for_each_chunk():

@@ -6,10 +6,19 @@ Read in this order: `schedule`, `sinks`, `kv_cache`, `noise`, `rollout`.
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.noise import Noise, SeededNoise
 from reward_forcing.rollout.rollout import Chunk, Rollout, RolloutState
-from reward_forcing.rollout.schedule import Pass, chunkwise, format_timetable, timetable
+from reward_forcing.rollout.schedule import (
+    SCHEDULES,
+    Pass,
+    chunks_at_once,
+    chunkwise,
+    format_timetable,
+    rolling,
+    timetable,
+)
 from reward_forcing.rollout.sinks import SINKS, EmaSink, NoSink, Sink, SinkSettings, StaticSink
 
 __all__ = [
+    "SCHEDULES",
     "SINKS",
     "CacheSettings",
     "Chunk",
@@ -24,7 +33,9 @@ __all__ = [
     "Sink",
     "SinkSettings",
     "StaticSink",
+    "chunks_at_once",
     "chunkwise",
     "format_timetable",
+    "rolling",
     "timetable",
 ]

@@ -4,7 +4,7 @@ Owns the order of noise levels over chunks. Knows no tensors. Chunks are numbere
 noise levels are sigmas in [0, 1].
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
@@ -42,30 +42,83 @@ class Pass:
         return self.sigma_next[0] is None
 
 
-def chunkwise(sigmas: Sequence[float], grad_from: int | None = None, fresh_noise: bool = True) -> Iterator[Pass]:
-    """Passes, without end, that denoise one chunk after the other through `sigmas` (all methods but rolling).
+def chunkwise(
+    sigmas: Sequence[float], grad_from: int | None = None, fresh_noise: bool = True, *, chunks: int | None = None
+) -> Iterator[Pass]:
+    """Passes that denoise one chunk after the other through `sigmas` (all methods but rolling).
 
     After every pass but a chunk's last, x0 is re-noised to the next sigma: with fresh noise, or without along the ODE,
     whose many steps are `chunkwise(ode_sigmas(48, 5.0)[:-1].tolist(), fresh_noise=False)`. grad_from: the first chunk
     whose last pass takes part in training, None for none. Self Forcing's random exit step is a shorter list of sigmas:
-    `chunkwise(sigmas[: exit_step + 1], grad_from=0)`.
-    Raises ValueError unless the sigmas decrease strictly within (0, 1].
+    `chunkwise(sigmas[: exit_step + 1], grad_from=0)`. chunks: how many, None without end; the longer schedule begins
+    with the shorter one.
+    Raises ValueError unless the sigmas decrease strictly within (0, 1], and for no chunks.
     """
+    _check(sigmas, chunks)
+    return _chunkwise(tuple(sigmas), grad_from, fresh_noise, chunks)
+
+
+def rolling(sigmas: Sequence[float], *, chunks: int | None = None) -> Iterator[Pass]:
+    """Passes that denoise as many chunks jointly as there are `sigmas`, each chunk noisier than the one before it.
+
+    Rolling Forcing: with T sigmas, pass w holds chunks max(0, w - T + 1) .. w, and chunk b is at step w - b, so every
+    chunk goes through all sigmas and one chunk is finished by every pass from the T-th on. The first windows grow from
+    a single chunk. chunks: how many, None without end; the last windows then shrink to a single chunk, and any number
+    will do, also fewer than T. After every pass but a chunk's last, x0 is re-noised with fresh noise to the next sigma.
+
+    The first `chunks` passes of every longer schedule, the endless one included, are the same, and with them chunks
+    0 .. chunks - T. The last T - 1 chunks are not: nothing follows them here, where there they see their successors.
+    Raises ValueError unless the sigmas decrease strictly within (0, 1], and for no chunks.
+    """
+    _check(sigmas, chunks)
+    return _rolling(tuple(sigmas), chunks)
+
+
+SCHEDULES: dict[str, Callable[..., Iterator[Pass]]] = {"chunkwise": chunkwise, "rolling": rolling}
+"""Every schedule by the name that settings call it: a function of the sigmas and, by name, the number of `chunks`."""
+
+
+def chunks_at_once(schedule: Iterable[Pass]) -> int:
+    """The most chunks that one pass of a finite schedule denoises jointly."""
+    return max(len(step.chunks) for step in schedule)
+
+
+def _check(sigmas: Sequence[float], chunks: int | None) -> None:
     if not sigmas or not all(a > b for a, b in zip((2.0, *sigmas), (*sigmas, 0.0), strict=True)) or sigmas[0] > 1:
         raise ValueError(f"sigmas must decrease strictly within (0, 1], the final 0 left out, got {list(sigmas)}")
-    return _chunkwise(tuple(sigmas), grad_from, fresh_noise)
+    if chunks is not None and chunks < 1:
+        raise ValueError(f"a schedule needs at least one chunk, or None for no end, got {chunks}")
 
 
-def _chunkwise(sigmas: tuple[float, ...], grad_from: int | None, fresh_noise: bool) -> Iterator[Pass]:
-    steps = list(zip(sigmas, (*sigmas[1:], None), strict=True))
-    for chunk in count():
+def _chunkwise(
+    sigmas: tuple[float, ...], grad_from: int | None, fresh_noise: bool, chunks: int | None
+) -> Iterator[Pass]:
+    steps = _steps(sigmas)
+    for chunk in count() if chunks is None else range(chunks):
         for sigma, sigma_next in steps:
             grad = grad_from is not None and chunk >= grad_from and sigma_next is None
             yield Pass((chunk,), (sigma,), (sigma_next,), grad, fresh_noise)
 
 
-def timetable(schedule: Iterable[Pass], passes: int) -> list[list[float | None]]:
-    """Timesteps (1000 sigma) of the first `passes` passes: a row for each chunk, None where a pass leaves it out."""
+def _rolling(sigmas: tuple[float, ...], chunks: int | None) -> Iterator[Pass]:
+    steps = _steps(sigmas)
+    for window in count() if chunks is None else range(chunks + len(steps) - 1):
+        last = window if chunks is None else min(window, chunks - 1)
+        inside = tuple(range(max(0, window - len(steps) + 1), last + 1))
+        sigma, sigma_next = zip(*(steps[window - chunk] for chunk in inside), strict=True)
+        yield Pass(inside, sigma, sigma_next)
+
+
+def _steps(sigmas: tuple[float, ...]) -> list[tuple[float, float | None]]:
+    """The noise level before and after each of a chunk's passes."""
+    return list(zip(sigmas, (*sigmas[1:], None), strict=True))
+
+
+def timetable(schedule: Iterable[Pass], passes: int | None = None) -> list[list[float | None]]:
+    """Timesteps (1000 sigma) of the first `passes` passes: a row for each chunk, None where a pass leaves it out.
+
+    passes None: of all of a finite schedule.
+    """
     columns = list(islice(schedule, passes))
     chunks = 1 + max((chunk for column in columns for chunk in column.chunks), default=-1)
     rows: list[list[float | None]] = [[None] * len(columns) for _ in range(chunks)]
