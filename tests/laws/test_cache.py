@@ -26,6 +26,7 @@ def settings(draw, sinks=sinks) -> CacheSettings:
         chunk_frames=chunk,
         sink=sink,
         positions=draw(st.sampled_from(["relative", "absolute"])),
+        clean_pass_sees_sink=draw(st.booleans()),
     )
 
 
@@ -71,11 +72,12 @@ def test_what_is_shown_fits_the_window_and_ends_with_the_newest_frames(chosen, p
     keys, values = history(sum(pieces))
     cache = committed(chosen, keys, values, pieces)
     filled = min(sum(pieces), chosen.sink.frames)
-    room = chosen.local_frames(chosen.chunk_frames)
-    local = sum(pieces) - filled if room is None else min(sum(pieces) - filled, room)
+    room, most = chosen.local_frames(chosen.chunk_frames), chosen.kept_frames
+    kept = sum(pieces) - filled if most is None else min(sum(pieces) - filled, most)
     assert cache.committed == sum(pieces)
-    assert (cache.sink_frames, cache.frames, cache.evicted) == (filled, filled + local, sum(pieces) - filled - local)
+    assert (cache.sink_frames, cache.frames, cache.evicted) == (filled, filled + kept, sum(pieces) - filled - kept)
     past = cache.past(chosen.chunk_frames)
+    local = kept if room is None else min(kept, room)
     if filled + local == 0:
         assert past is None
         return
@@ -102,6 +104,26 @@ def test_positions_increase_and_end_with_the_query(chosen, pieces):
         assert past.query_positions.tolist() == list(range(sum(pieces), sum(pieces) + chosen.chunk_frames))
 
 
+@given(settings(), st.lists(st.integers(1, 5), min_size=1, max_size=8))
+def test_without_the_sink_the_newest_frames_of_the_video_are_seen_where_they_are(chosen, pieces):
+    chosen = chosen.model_copy(update={"clean_pass_sees_sink": False})
+    total, chunk = sum(pieces), chosen.chunk_frames
+    keys, values = history(total)
+    past = committed(chosen, keys, values, pieces).past(chunk, with_sink=False)
+    if chosen.window_frames is None or total <= chosen.window_frames - chunk:
+        count = total
+    else:
+        count = min(chosen.window_frames - chunk, total - min(total, chosen.sink.frames))
+    if count == 0:
+        assert past is None
+        return
+    assert past is not None
+    assert torch.equal(past.keys, keys[:, :, total - count :])
+    assert torch.equal(past.values, values[:, :, total - count :])
+    positions = torch.cat([past.key_positions, past.query_positions])
+    assert (positions.diff() == 1).all()
+
+
 @given(settings(), st.integers(2, 6))
 def test_committing_chunks_together_or_apart_shows_the_same(chosen, chunks):
     keys, values = history(chunks * chosen.chunk_frames)
@@ -120,7 +142,8 @@ def test_memory_stops_growing_once_the_window_is_full(chosen):
         return
     frame = 2 * 2 * 2 * 1 * 3 * 4
     cache = KVCache.empty(chosen)
-    limit = (chosen.window_frames - chosen.chunk_frames) * frame
+    beside = 0 if chosen.clean_pass_sees_sink else chosen.sink.frames
+    limit = (chosen.window_frames - chosen.chunk_frames + beside) * frame
     for _ in range(20):
         cache = cache.commit(KV(*history(chosen.chunk_frames)))
         assert cache.context is not None

@@ -14,7 +14,7 @@ from reward_forcing.models.attention import KV, Past, Prediction, TextContext
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import block_causal
 from reward_forcing.rollout import SINKS, CacheSettings, EmaSink, KVCache, NoSink, Rollout, SeededNoise, StaticSink
-from reward_forcing.rollout.schedule import chunkwise
+from reward_forcing.rollout.schedule import SCHEDULES, chunks_at_once, chunkwise, rolling
 
 SMALL = CacheSettings(window_frames=6, chunk_frames=2, sink=EmaSink(frames=2, alpha=0.7))
 
@@ -75,16 +75,34 @@ def test_training_rollout_equals_inference_rollout():
     torch.testing.assert_close(trained.detach(), inference, rtol=0, atol=1e-6)
 
 
-def test_endless_rollout_begins_with_the_finite_one():
-    denoiser = tiny_denoiser()
-    finite = torch.cat([c.latents for c in roll(denoiser, schedule=islice(chunkwise(SIGMAS), 4 * len(SIGMAS)))], dim=1)
-    assert torch.equal(video(roll(denoiser), 6)[:, :8], finite)
+WIDE = SMALL.model_copy(update={"window_frames": 10})
+"""Room for the sink, one chunk of the past and three chunks denoised together."""
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 
-def test_a_sample_does_not_depend_on_its_batch():
+@every_schedule
+def test_endless_rollout_begins_with_the_finite_one(schedule):
     denoiser = tiny_denoiser()
-    batch = video(roll(denoiser, seeds=(7, 3, 8)), 5)
-    torch.testing.assert_close(batch[1:2], video(roll(denoiser, seeds=(3,)), 5), rtol=1e-4, atol=1e-5)
+    finite = torch.cat([c.latents for c in roll(denoiser, WIDE, schedule=schedule(SIGMAS, chunks=6))], dim=1)
+    endless = video(roll(denoiser, WIDE, schedule=schedule(SIGMAS)), 6)
+    alike = 2 * (7 - chunks_at_once(schedule(SIGMAS, chunks=6)))
+    assert finite.shape == endless.shape
+    assert torch.equal(endless[:, :alike], finite[:, :alike])
+
+
+def test_the_last_chunks_of_a_finite_rolling_rollout_miss_what_would_follow_them():
+    denoiser = tiny_denoiser()
+    finite = video(roll(denoiser, WIDE, schedule=rolling(SIGMAS, chunks=4)), 4)
+    endless = video(roll(denoiser, WIDE, schedule=rolling(SIGMAS)), 4)
+    assert (finite[:, 4:] - endless[:, 4:]).abs().max() > 1e-3
+
+
+@every_schedule
+def test_a_sample_does_not_depend_on_its_batch(schedule):
+    denoiser = tiny_denoiser()
+    batch = video(roll(denoiser, WIDE, seeds=(7, 3, 8), schedule=schedule(SIGMAS)), 5)
+    alone = video(roll(denoiser, WIDE, seeds=(3,), schedule=schedule(SIGMAS)), 5)
+    torch.testing.assert_close(batch[1:2], alone, rtol=1e-4, atol=1e-5)
     assert (batch[0] - batch[1]).abs().max() > 0.1
 
 
@@ -138,15 +156,24 @@ def test_the_sink_is_updated_once_per_chunk_after_the_window_is_full(window):
         next(rollout)
 
 
-def test_memory_is_flat_over_five_hundred_chunks():
-    rollout = Rollout(ToyDenoiser(), chunkwise((1.0,)), KVCache.empty(SMALL), SeededNoise((0,)), toy_text(), SHAPE)
+@pytest.mark.parametrize(
+    ("schedule", "cache", "kept", "in_flight"),
+    [
+        (chunkwise((1.0,)), SMALL, 4, 0),
+        (rolling(SIGMAS), WIDE, 8, 2),
+        (rolling(SIGMAS), WIDE.model_copy(update={"clean_pass_sees_sink": False}), 10, 2),
+    ],
+    ids=["chunkwise", "rolling", "rolling as published"],
+)
+def test_memory_is_flat_over_five_hundred_chunks(schedule, cache, kept, in_flight):
+    rollout = Rollout(ToyDenoiser(), schedule, KVCache.empty(cache), SeededNoise((0,)), toy_text(), SHAPE)
     sizes = set()
     for chunk in islice(rollout, 500):
         rollout._denoiser.calls.clear()  # pyright: ignore[reportAttributeAccessIssue]
-        if chunk.index >= 3:
+        if chunk.index >= 5:
             sizes.add(tuple(tensor.untyped_storage().nbytes() for tensor in held(rollout)))
     frame = 4 * 4 * 6 * 4
-    assert sizes == {(4 * frame, 4 * frame, 2 * frame, 2 * frame, 2 * frame)}
+    assert sizes == {(kept * frame, kept * frame, 2 * frame, 2 * frame, *[2 * frame] * (1 + in_flight))}
 
 
 def held(rollout: Rollout) -> list[Tensor]:
@@ -155,39 +182,48 @@ def held(rollout: Rollout) -> list[Tensor]:
     assert state.cache.context is not None
     assert state.cache.sink is not None
     assert state.pending is not None
-    assert not state.noisy
     pairs: list[KV] = [state.cache.context, state.cache.sink]
-    return [tensor for kv in pairs for tensor in (kv.keys, kv.values)] + [state.pending.latents]
+    latents = [state.pending.latents, *(chunk.latents for chunk in state.noisy)]
+    return [tensor for kv in pairs for tensor in (kv.keys, kv.values)] + latents
 
 
 @st.composite
-def geometries(draw) -> tuple[CacheSettings, tuple[float, ...], tuple[int, int, int]]:
+def geometries(draw) -> tuple[CacheSettings, str, tuple[float, ...], tuple[int, int, int]]:
     name = draw(st.sampled_from(sorted(SINKS)))
     sink = SINKS[name]() if name == "none" else SINKS[name](frames=draw(st.integers(1, 4)))
     chunk = draw(st.integers(1, 4))
     window = draw(st.one_of(st.none(), st.integers(0, 4)))
+    sigmas = tuple(1.0 - step / steps for steps in [draw(st.integers(1, 3))] for step in range(steps))
+    schedule = draw(st.sampled_from(sorted(SCHEDULES)))
+    at_once = chunks_at_once(SCHEDULES[schedule](sigmas, chunks=5))
     cache = CacheSettings(
-        window_frames=None if window is None else sink.frames + chunk + window,
+        window_frames=None if window is None else sink.frames + at_once * chunk + window,
         chunk_frames=chunk,
         sink=sink,
         positions=draw(st.sampled_from(["relative", "absolute"])),
+        clean_pass_sees_sink=draw(st.booleans()),
     )
-    steps = draw(st.integers(1, 3))
     grid = (4, 2 * draw(st.integers(1, 3)), 2 * draw(st.integers(1, 3)))
-    return cache, tuple(1.0 - step / steps for step in range(steps)), grid
+    return cache, schedule, sigmas, grid
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(geometries())
-def test_every_geometry_runs(geometry):
-    cache, sigmas, shape = geometry
+@given(geometries(), st.integers(1, 6), st.integers(0, 5))
+def test_every_geometry_runs(geometry, chunks, given_frames):
+    """With any number of chunks, after any number of given frames; all chunks come, finite, once and in order."""
+    cache, schedule, sigmas, shape = geometry
     denoiser = tiny_denoiser(layers=1)
-    text = tiny_text(denoiser.network, batch=2)
-    rollout = Rollout(denoiser, chunkwise(sigmas), KVCache.empty(cache), SeededNoise((0, 1)), text, shape)
-    out = video(rollout, 5)
-    assert out.shape == (2, 5 * cache.chunk_frames, *shape)
+    text, passes = tiny_text(denoiser.network, batch=2), SCHEDULES[schedule](sigmas, chunks=chunks)
+    rollout = Rollout(denoiser, passes, KVCache.empty(cache), SeededNoise((0, 1)), text, shape)
+    if given_frames:
+        rollout.prime(torch.randn(2, given_frames, *shape, generator=torch.Generator().manual_seed(0)))
+    made = list(rollout)
+    assert [chunk.start for chunk in made] == [given_frames + number * cache.chunk_frames for number in range(chunks)]
+    out = torch.cat([chunk.latents for chunk in made], dim=1)
+    assert out.shape == (2, chunks * cache.chunk_frames, *shape)
     assert out.isfinite().all()
-    assert rollout.cache.committed == 5 * cache.chunk_frames
+    assert rollout.cache.committed == given_frames + chunks * cache.chunk_frames
+    assert not rollout.state.noisy
 
 
 def gradients(checkpointing: bool, cache: CacheSettings) -> dict[str, Tensor]:

@@ -108,6 +108,17 @@ def test_wider_passes_see_less_of_the_local_past():
         cache.past(10)
 
 
+def test_without_the_sink_the_newest_frames_take_its_room():
+    settings = CacheSettings(window_frames=9, chunk_frames=3, sink=StaticSink(frames=3), clean_pass_sees_sink=False)
+    assert shown(fill(settings, chunks=2).past(3, with_sink=False)) == [0, 1, 2, 3, 4, 5]
+    assert shown(fill(settings, chunks=3).past(3, with_sink=False)) == [3, 4, 5, 6, 7, 8]
+    cache = fill(settings, chunks=5)
+    assert shown(cache.past(3, with_sink=False)) == [9, 10, 11, 12, 13, 14]
+    assert positions(cache.past(3, with_sink=False)) == ([0, 1, 2, 3, 4, 5], [6, 7, 8])
+    assert shown(cache.past(3)) == [0, 1, 2, 12, 13, 14]
+    assert (cache.frames, cache.evicted) == (9, 6)
+
+
 def test_commit_leaves_the_old_cache_as_it_was():
     settings = CacheSettings(window_frames=9, chunk_frames=3, sink=EmaSink(alpha=0.5))
     before = fill(settings, chunks=3)

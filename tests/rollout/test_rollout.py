@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count, islice
+from itertools import islice
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from reward_forcing.flow import add_noise, euler_step, ode_sigmas, x0_to_velocit
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.noise import SeededNoise
 from reward_forcing.rollout.rollout import Chunk, Rollout
-from reward_forcing.rollout.schedule import Pass, chunkwise
-from reward_forcing.rollout.sinks import EmaSink, NoSink
+from reward_forcing.rollout.schedule import Pass, chunkwise, rolling
+from reward_forcing.rollout.sinks import EmaSink, NoSink, StaticSink
 
 SETTINGS = CacheSettings(window_frames=6, chunk_frames=2, sink=EmaSink(frames=2, alpha=0.5))
 NOISE = SeededNoise((1,))
@@ -38,15 +38,6 @@ def take(rollout: Rollout, chunks: int) -> list[Tensor]:
 def assert_same(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
     assert len(first) == len(second) > 0
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def rolling(sigmas: tuple[float, ...]) -> Iterator[Pass]:
-    """Rolling Forcing's schedule: in pass w, chunk b is at step w - b."""
-    after = (*sigmas[1:], None)
-    for index in count():
-        chunks = tuple(range(max(0, index - len(sigmas) + 1), index + 1))
-        steps = [index - chunk for chunk in chunks]
-        yield Pass(chunks, tuple(sigmas[step] for step in steps), tuple(after[step] for step in steps))
 
 
 def test_chunks_are_numbered_and_placed():
@@ -225,6 +216,90 @@ def test_a_joint_schedule_denoises_every_chunk_through_all_sigmas():
     entered = noisy[3].past
     assert entered is not None
     assert entered.key_positions.tolist() == [0, 1]
+
+
+ROLLING = CacheSettings(window_frames=10, chunk_frames=2, sink=StaticSink(frames=2))
+
+
+def seen(call) -> list[list[int]]:
+    """Time positions of the past and of the frames themselves."""
+    assert call.past is not None
+    return [call.past.key_positions.tolist(), call.past.query_positions.tolist()]
+
+
+def test_a_joint_window_sees_the_chunk_before_it_and_just_before_that_the_sink():
+    denoiser = ToyDenoiser()
+    chunks = take(make(denoiser, schedule=rolling(SIGMAS), cache=KVCache.empty(ROLLING)), 5)
+    first, *windows = [call for call in denoiser.calls if len(call.sigma) == 6]
+    assert first.past is None
+    assert seen(windows[0]) == [[0, 1], [2, 3, 4, 5, 6, 7]]
+    for number, call in enumerate(windows[1:], start=2):
+        assert seen(call) == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]
+        assert call.past is not None
+        shown = call.past.values[0, :, :, :, 0]  # twice half the clean latents of each frame
+        expected = torch.cat([chunks[0], chunks[number - 1]], dim=1).flatten(3).transpose(2, 3)
+        torch.testing.assert_close(shown, expected)
+
+
+def test_shrinking_windows_see_more_of_the_past():
+    denoiser = ToyDenoiser()
+    settings = ROLLING.model_copy(update={"window_frames": 12})
+    assert len(take(make(denoiser, schedule=rolling(SIGMAS, chunks=6), cache=KVCache.empty(settings)), 6)) == 6
+    noisy = [call for call in denoiser.calls if not call.want_kv]
+    assert [len(call.sigma) for call in noisy] == [2, 4, 6, 6, 6, 6, 4, 2]
+    assert [0 if call.past is None else call.past.keys.shape[2] for call in noisy[3:]] == [2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize(
+    ("sees_sink", "expected"),
+    [(True, [[0, 1, 10, 11, 12, 13, 14, 15], [16, 17]]), (False, [[8, 9, 10, 11, 12, 13, 14, 15], [16, 17]])],
+)
+def test_the_clean_pass_sees_the_sink_or_in_its_place_more_of_the_past(sees_sink, expected):
+    denoiser = ToyDenoiser()
+    settings = ROLLING.model_copy(update={"positions": "absolute", "clean_pass_sees_sink": sees_sink})
+    rollout = make(denoiser, schedule=rolling(SIGMAS), cache=KVCache.empty(settings))
+    take(rollout, 9)
+    assert rollout.cache.committed == 18
+    clean = [call for call in denoiser.calls if call.want_kv]
+    assert seen(clean[4]) == [list(range(8)), [8, 9]]
+    assert seen(clean[8]) == expected
+    assert seen(denoiser.calls[-2]) == [[0, 1, 14, 15], [16, 17, 18, 19, 20, 21]]
+
+
+def test_every_chunk_has_one_clean_pass_when_chunks_roll():
+    denoiser = ToyDenoiser()
+    take(make(denoiser, schedule=rolling(SIGMAS), cache=KVCache.empty(ROLLING)), 4)
+    assert [len(call.sigma) for call in denoiser.calls if call.want_kv] == [2, 2, 2]
+    assert not any(call.want_kv for call in denoiser.calls[:3]), "none before the first chunk is finished"
+
+
+def test_windows_grow_over_a_given_past():
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser, schedule=rolling(SIGMAS), cache=KVCache.empty(ROLLING))
+    rollout.prime(torch.randn(1, 7, *SHAPE))
+    chunk = next(rollout)
+    assert (chunk.index, chunk.start) == (4, 7)
+    noisy = [call for call in denoiser.calls if not call.want_kv]
+    assert [seen(call) for call in noisy] == [
+        [[0, 1, 2, 3, 4, 5, 6], [7, 8]],
+        [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]],
+        [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]],
+    ]
+
+
+def test_chunks_in_flight_go_on_with_a_new_text_and_the_clean_pass_keeps_the_old():
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser, schedule=rolling(SIGMAS), cache=KVCache.empty(ROLLING), text=toy_text(0.25))
+    next(rollout)
+    rollout.text = toy_text(0.75)
+    next(rollout)
+    assert [(call.text, len(call.sigma)) for call in denoiser.calls[-2:]] == [(0.25, 2), (0.75, 6)]
+
+
+def test_a_finished_chunk_does_not_keep_its_window_alive():
+    rollout = make(schedule=rolling(SIGMAS), cache=KVCache.empty(ROLLING))
+    for latents in take(rollout, 3):
+        assert latents.untyped_storage().nbytes() == latents.numel() * latents.element_size()
 
 
 def test_a_pass_that_skips_an_unfinished_chunk_is_caught():

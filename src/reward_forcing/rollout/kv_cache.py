@@ -30,7 +30,9 @@ class CacheSettings(Settings):
     window_frames counts the sink, the local past and the chunk being denoised, as in the reference code (the paper
     counts the sink on top); None, or -1 as published configs write it, keeps everything. positions 'relative' numbers
     what attention sees from 0 (Reward Forcing, LongLive's infinite variant); 'absolute' uses each frame's number in
-    the video (Self Forcing, LongLive).
+    the video (Self Forcing, LongLive). clean_pass_sees_sink: whether finished chunks see the sink as they enter the
+    cache; in Rolling Forcing's published code they see the last `window_frames` frames of the video instead, and
+    nothing of the sink once these no longer reach back to the beginning.
     Raises ValueError for a window without room for the sink and one chunk.
     """
 
@@ -38,6 +40,7 @@ class CacheSettings(Settings):
     chunk_frames: PositiveInt = 3
     sink: SinkSettings = EmaSink()
     positions: Literal["relative", "absolute"] = "relative"
+    clean_pass_sees_sink: bool = True
 
     @model_validator(mode="after")
     def _window_holds_sink_and_chunk(self) -> "CacheSettings":
@@ -48,6 +51,12 @@ class CacheSettings(Settings):
                 f"{self.chunk_frames}; use at least {needed}, or a smaller sink or chunk"
             )
         return self
+
+    @property
+    def kept_frames(self) -> int | None:
+        """Frames of local past that the cache keeps, enough for the pass over a single chunk; None for all."""
+        room = self.local_frames(self.chunk_frames)
+        return room if room is None or self.clean_pass_sees_sink else room + self.sink.frames
 
     def local_frames(self, frames: int) -> int | None:
         """Frames of local past that fit beside a full sink and `frames` denoised frames; None where all do.
@@ -99,19 +108,25 @@ class KVCache:
         """Filled frames of the sink; attention sees only these."""
         return 0 if self.sink is None else self.sink.keys.shape[FRAMES]
 
-    def past(self, frames: int) -> Past | None:
+    def past(self, frames: int, with_sink: bool = True) -> Past | None:
         """What the next `frames` frames see, with time positions for both; None where they see only themselves.
 
         Shows the sink and as much of the local past as the window has room for beside `frames`. Relative positions run
-        0, 1, .. along [sink | local past | frames]; absolute ones are the frames' numbers in the video.
+        0, 1, .. along [sink | local past | frames]; absolute ones are the frames' numbers in the video. with_sink
+        False: the sink is seen only as the beginning of a video that fits the window whole, and leaves its room to the
+        local past of a longer one.
         Raises ValueError if `frames` do not fit the window.
         """
         room = self.settings.local_frames(frames)
         if self.context is None:
             return None
-        stored = self.frames - self.sink_frames
-        local = stored if room is None else min(stored, room)
-        shown = self.sink_frames + local
+        sink, local = self.sink_frames, self.frames - self.sink_frames
+        if room is not None:
+            if not with_sink:
+                room += self.settings.sink.frames
+                sink = sink if self.committed <= room else 0
+            local = min(local, room)
+        shown = sink + local
         if shown == 0:
             return None
         device = self.context.keys.device
@@ -120,14 +135,11 @@ class KVCache:
         else:
             start = self.committed - local
             positions = torch.cat(
-                [
-                    torch.arange(self.sink_frames, device=device),
-                    torch.arange(start, self.committed + frames, device=device),
-                ]
+                [torch.arange(sink, device=device), torch.arange(start, self.committed + frames, device=device)]
             )
         return Past(
-            _show(self.context.keys, self.sink_frames, local),
-            _show(self.context.values, self.sink_frames, local),
+            _show(self.context.keys, sink, local),
+            _show(self.context.values, sink, local),
             positions[:shown],
             positions[shown:],
         )
@@ -145,8 +157,8 @@ class KVCache:
         frames = kv.keys.shape[FRAMES]
         to_sink = min(frames, self.settings.sink.frames - self.sink_frames)
         local = self.frames - self.sink_frames + frames - to_sink
-        room = self.settings.local_frames(self.settings.chunk_frames)
-        evict = 0 if room is None else max(0, local - room)
+        kept = self.settings.kept_frames
+        evict = 0 if kept is None else max(0, local - kept)
         context, sink = (held or _no_frames(kv) for held in (self.context, self.sink))
         keys, sink_keys = self._advance(context.keys, sink.keys, kv.keys, to_sink, evict)
         values, sink_values = self._advance(context.values, sink.values, kv.values, to_sink, evict)
@@ -187,10 +199,10 @@ class KVCache:
 
 def _show(tensor: Tensor, sink: int, local: int) -> Tensor:
     """The first `sink` and the last `local` frames; the tensor itself, without a copy, where these are all."""
-    stored = tensor.shape[FRAMES] - sink
-    if local == stored:
+    stored = tensor.shape[FRAMES]
+    if sink + local == stored:
         return tensor
-    return torch.cat([tensor[:, :, :sink], tensor[:, :, sink + stored - local :]], dim=FRAMES)
+    return torch.cat([tensor[:, :, :sink], tensor[:, :, stored - local :]], dim=FRAMES)
 
 
 def _no_frames(kv: KV) -> KV:

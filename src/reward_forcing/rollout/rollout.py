@@ -84,7 +84,8 @@ class Rollout:
 
     A chunk is yielded as soon as it is final. Its clean pass runs when the next chunk, or `cache`, is asked for, with
     the text the chunk was generated with; a reader who stops never pays for it. Between two chunks `text` may be set
-    (it counts from the next chunk on), and `cache` may be set to a cache that holds every chunk yielded so far.
+    (it counts from the next pass on, for the chunks in flight of a joint schedule too), and `cache` may be set to a
+    cache that holds every chunk yielded so far.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Rollout:
         self._context_noise = context_noise
         self._kv_grad = kv_grad
         self._state = RolloutState(cache, text)
-        self._shown: tuple[KVCache, int, Past | None] | None = None
+        self._shown: tuple[KVCache, int, bool, Past | None] | None = None
 
     @property
     def state(self) -> RolloutState:
@@ -223,7 +224,8 @@ class Rollout:
         if not step.finishes:
             return None
         kv = prediction.kv and KV(*(tensor[:, :, :frames] for tensor in (prediction.kv.keys, prediction.kv.values)))
-        return self._finish(x0[:, :frames], noisy[0].passes + 1, kv)
+        finished = x0[:, :frames].clone()  # a view would keep the whole joint window alive
+        return self._finish(finished, noisy[0].passes + 1, kv)
 
     def _finish(self, latents: Tensor, passes: int, kv: KV | None) -> Chunk:
         """Number a finished chunk, and leave its clean pass for later."""
@@ -246,7 +248,7 @@ class Rollout:
 
     def _commit(self, latents: Tensor, text: TextContext, index: int, passes: int, stale: KV | None = None) -> None:
         """Run the clean pass of `latents` and commit its keys and values, with the graph of `stale` if there is one."""
-        past = self._past(latents.shape[1])
+        past = self._past(latents.shape[1], self._state.cache.settings.clean_pass_sees_sink)
         with torch.set_grad_enabled(self._kv_grad == "clean" and torch.is_grad_enabled()):
             x = latents.to(self._dtype)
             if self._context_noise:
@@ -260,18 +262,18 @@ class Rollout:
         with torch.set_grad_enabled(self._kv_grad != "none" and torch.is_grad_enabled()):
             self._state = replace(self._state, cache=self._state.cache.commit(kv))
 
-    def _past(self, frames: int) -> Past | None:
+    def _past(self, frames: int, with_sink: bool = True) -> Past | None:
         """What the next `frames` frames see, its keys rotated once for all passes of a chunk.
 
         Built in the surrounding gradient mode, so that sharing it between passes cuts no graph.
         """
         cache = self._state.cache
-        if self._shown is None or self._shown[0] is not cache or self._shown[1] != frames:
-            past = cache.past(frames)
+        if self._shown is None or self._shown[0] is not cache or self._shown[1:3] != (frames, with_sink):
+            past = cache.past(frames, with_sink)
             if past is not None:
                 past = self._denoiser.rotate(past, (self._shape[2], self._shape[3]))
-            self._shown = (cache, frames, past)
-        return self._shown[2]
+            self._shown = (cache, frames, with_sink, past)
+        return self._shown[3]
 
     def _sigma(self, sigma: float, frames: int) -> Tensor:
         """Sigma [frames], filled on the device: copying a number there would wait for it."""

@@ -185,4 +185,5 @@ def cache_bytes(shape: Shape, settings: CacheSettings, frames: int, compute: int
     """Bytes of the KV cache of a full window: keys and values, the sink in float32, and the rotated keys in float32."""
     shown = max(seen.past for seen in rolled_out(settings, frames))
     sink = min(settings.sink.frames, shown)
-    return shape.layers * shape.tokens * shape.width * (shown * (2 * compute + WIDE) + sink * 2 * WIDE)
+    kept = shown if settings.clean_pass_sees_sink else shown + sink
+    return shape.layers * shape.tokens * shape.width * (kept * 2 * compute + shown * WIDE + sink * 2 * WIDE)
