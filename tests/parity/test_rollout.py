@@ -1,18 +1,28 @@
-"""Chunk-wise rollouts against the Self Forcing, LongLive and Reward Forcing reference code."""
+"""Rollouts against the reference code of CausVid, Self Forcing, LongLive, Reward Forcing and Rolling Forcing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor
 
-from reward_forcing.flow import TIMESTEPS, warp_denoising_steps
+from reward_forcing.flow import TIMESTEPS, nearest_sigma, sigma_table, warp_denoising_steps
 from reward_forcing.models.attention import KV, Past, Prediction
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.rope import rotate, rotation
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.rollout import CacheSettings, EmaSink, KVCache, NoSink, Rollout, StaticSink, chunkwise
+from reward_forcing.rollout import (
+    CacheSettings,
+    EmaSink,
+    KVCache,
+    NoSink,
+    Pass,
+    Rollout,
+    StaticSink,
+    chunkwise,
+    rolling,
+)
 
 TOLERANCE = 2e-5
 BLOCK = 1
@@ -39,14 +49,18 @@ class RecordedNoise:
 
 @dataclass
 class Recorder:
-    """A denoiser that keeps the x0 of its noisy passes and the keys and values of its clean ones."""
+    """A denoiser that keeps the x0 of its noisy passes and the keys and values of its clean ones.
+
+    told: the only timesteps that the network is told, the nearest each time, where the reference rounds them.
+    """
 
     network: WanDiT
+    told: Tensor | None = None
     x0: list[Tensor] = field(default_factory=list)
     clean: list[KV] = field(default_factory=list)
 
     def __call__(self, *arguments, want_kv: bool = False) -> Prediction:
-        prediction = Denoiser(self.network)(*arguments, want_kv=want_kv)
+        prediction = Denoiser(self._tell)(*arguments, want_kv=want_kv)
         if prediction.kv is None:
             self.x0.append(prediction.x0)
         else:
@@ -56,6 +70,11 @@ class Recorder:
     def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
         return self.network.rotate(past, latent_size)
 
+    def _tell(self, x: Tensor, timestep: Tensor, *arguments, **options) -> tuple[Tensor, KV | None]:
+        if self.told is not None:
+            timestep = self.told[(timestep.unsqueeze(-1) - self.told).abs().argmin(dim=-1)]
+        return self.network(x, timestep, *arguments, **options)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -63,55 +82,82 @@ class Run:
 
     latents: Tensor
     x0_steps: Tensor
+    """x0 after each pass: [chunk, step, B, f, C, h, w]."""
     seen: list[KVCache]
-    """The cache that each chunk was generated with."""
+    """The cache that each chunk's last pass was over."""
     clean: list[KV]
     """Keys and values of each chunk's clean pass."""
 
 
 def sigmas_of(case) -> tuple[float, ...]:
+    if "denoising" in case.sidecar:  # rounded timesteps, whose sigmas the reference looks up in its table
+        table = sigma_table(case.sidecar["timestep_shift"])
+        return tuple(nearest_sigma(torch.tensor(case.sidecar["denoising"], dtype=torch.float32), table).tolist())
     return warp_denoising_steps(case.sidecar["nominal_steps"], case.sidecar["timestep_shift"])
+
+
+def schedule_of(case) -> Iterator[Pass]:
+    chunks = case.tensors["renoise"].shape[0]
+    return (rolling if case.sidecar["reference"] == "roll" else chunkwise)(sigmas_of(case), chunks=chunks)
 
 
 def settings_of(case) -> CacheSettings:
     """The published method as values: its sink, its window and its positions."""
     sidecar = case.sidecar
-    frames = sidecar["sink_size"]
-    if sidecar["ema_alpha"] is not None:
-        sink = EmaSink(frames=frames, alpha=sidecar["ema_alpha"])
-    else:
-        sink = StaticSink(frames=frames) if frames else NoSink()
-    return CacheSettings(
-        window_frames=sidecar["local_attn_size"],
-        chunk_frames=sidecar["frames_per_chunk"],
-        sink=sink,
-        positions="relative" if sidecar["reference"] == "rf" else "absolute",
-    )
+    chunk = sidecar["frames_per_chunk"]
+    match sidecar["reference"]:
+        case "roll":
+            # `cache_frames` above the attended ones push the sink out of the clean passes' sight
+            return CacheSettings(
+                window_frames=sidecar["max_attention_frames"],
+                chunk_frames=chunk,
+                sink=StaticSink(frames=sidecar["sink_frames"]),
+                positions="relative",
+                clean_pass_sees_sink=sidecar["cache_frames"] <= sidecar["max_attention_frames"],
+            )
+        case "rf" | "sf" | "ll":
+            frames = sidecar["sink_size"]
+            if sidecar["ema_alpha"] is not None:
+                sink = EmaSink(frames=frames, alpha=sidecar["ema_alpha"])
+            else:
+                sink = StaticSink(frames=frames) if frames else NoSink()
+            return CacheSettings(
+                window_frames=sidecar["local_attn_size"],
+                chunk_frames=chunk,
+                sink=sink,
+                positions="relative" if sidecar["reference"] == "rf" else "absolute",
+            )
+        case _:  # CausVid
+            return CacheSettings(window_frames=None, chunk_frames=chunk, sink=NoSink(), positions="absolute")
 
 
 @torch.no_grad()
 def run(case) -> Run:
-    recorder = Recorder(case.network())
+    rounded = case.sidecar.get("denoising")
+    recorder = Recorder(case.network(), None if rounded is None else torch.tensor([*rounded, 0.0]))
     noise = RecordedNoise(case.tensors["noise"], case.tensors["renoise"])
-    settings = settings_of(case)
     rollout = Rollout(
         recorder,
-        chunkwise(sigmas_of(case)),
-        KVCache.empty(settings),
+        schedule_of(case),
+        KVCache.empty(settings_of(case)),
         noise,
         recorder.network.encode_text(case.text()),
         noise.initial.shape[2:],
-        context_noise=case.sidecar["context_noise"] / TIMESTEPS,
+        context_noise=case.sidecar.get("context_noise", 0) / TIMESTEPS,
     )
     latents, seen = [], []
     for _ in range(noise.renoise.shape[0]):
-        if rollout.state.start == case.sidecar["switch_frame"]:
+        if rollout.state.start == case.sidecar.get("switch_frame"):
             rollout.text = recorder.network.encode_text(case.text("context2"))
         seen.append(rollout.cache)
         latents.append(next(rollout).latents)
     assert rollout.cache.committed == noise.initial.shape[1]
-    steps = torch.stack(recorder.x0).unflatten(0, (len(latents), -1))
-    return Run(torch.cat(latents, dim=1), steps, seen, recorder.clean)
+    steps: list[list[Tensor]] = [[] for _ in latents]
+    for passed, x0 in zip(schedule_of(case), recorder.x0, strict=True):
+        for chunk, piece in zip(passed.chunks, x0.split(case.sidecar["frames_per_chunk"], dim=1), strict=True):
+            steps[chunk].append(piece)
+    x0_steps = torch.stack([torch.stack(of_chunk) for of_chunk in steps])
+    return Run(torch.cat(latents, dim=1), x0_steps, seen, recorder.clean)
 
 
 @pytest.fixture(scope="module")
@@ -130,22 +176,30 @@ def result(case, runs: dict[str, Run]) -> Run:
 def as_stored(case, keys: Tensor, positions: Tensor) -> Tensor:
     """Un-rotated keys [N, B, F, S, H, D] as the reference stores them, [B, F S, H, D] of one block.
 
-    Reward Forcing stores raw keys, the others keys rotated at their frames' numbers.
+    Reward Forcing stores raw keys, the others keys rotated at their frames' numbers, but for Rolling Forcing's sink.
     """
     keys = keys[BLOCK]
-    if settings_of(case).positions == "absolute":
+    reference = case.sidecar["reference"]
+    if reference != "rf":
         rows, columns = (size // patch for size, patch in zip(case.tensors["noise"].shape[3:], PATCH, strict=True))
-        keys = rotate(keys, rotation(positions, (rows, columns), keys.shape[-1]))
+        raw = keys[:, : settings_of(case).sink.frames if reference == "roll" else 0]
+        turned = keys[:, raw.shape[1] :]
+        by = rotation(positions[raw.shape[1] :], (rows, columns), keys.shape[-1])
+        keys = torch.cat([raw, rotate(turned, by)], dim=1)
     return keys.flatten(1, 2)
 
 
-@pytest.mark.golden("b_*", "c_selfforcing_*", "c_longlive_[!r]*", "g_*")
+ROLLOUTS = ("b_*", "c_causvid_*", "c_longlive_[!r]*", "c_rolling_*", "c_selfforcing_*", "g_*")
+CACHES = ("b_*", "c_longlive_[!r]*", "c_rolling_*", "c_selfforcing_*", "g_*")
+
+
+@pytest.mark.golden(*CACHES)
 def test_denoising_steps_equal_the_references(case):
     ours = TIMESTEPS * torch.tensor(sigmas_of(case), dtype=torch.float64)
     torch.testing.assert_close(ours.float(), case.tensors["denoising_steps"], atol=0, rtol=1e-7)
 
 
-@pytest.mark.golden("b_*", "c_selfforcing_*", "c_longlive_[!r]*", "g_*")
+@pytest.mark.golden(*ROLLOUTS)
 def test_latents_equal_the_references_chunk_by_chunk(case, result):
     frames = case.sidecar["frames_per_chunk"]
     references = case.tensors["latents"].split(frames, dim=1)
@@ -153,7 +207,7 @@ def test_latents_equal_the_references_chunk_by_chunk(case, result):
         assert_close(ours, reference)
 
 
-@pytest.mark.golden("b_*", "c_selfforcing_*", "c_longlive_[!r]*", "g_*")
+@pytest.mark.golden(*ROLLOUTS)
 def test_every_prediction_equals_the_references(case, result):
     """x0 after each pass. Where a case has no `x0_steps`, its latents are each chunk's last one."""
     if "x0_steps" in case.tensors:
@@ -179,17 +233,18 @@ def test_the_sink_of_each_chunk_equals_the_references(case, result, name):
         assert_close(stored, expected)
 
 
-@pytest.mark.golden("b_*", "c_selfforcing_*", "c_longlive_[!r]*", "g_*")
+@pytest.mark.golden(*CACHES)
 def test_the_final_cache_equals_the_references(case, result):
     """The reference evicts when the next chunk begins: its final cache is what the last chunk saw, and that chunk."""
     last, clean = result.seen[-1], result.clean[-1]
     chunk = clean.keys.shape[2]
-    past = last.past(chunk)
-    if past is None:
+    end = last.committed + chunk
+    if last.context is None:
         keys, positions = clean.keys, torch.arange(chunk)
     else:
-        keys = torch.cat([past.keys, clean.keys], dim=2)
-        positions = torch.cat([past.key_positions, past.query_positions])
-    end = case.tensors["local_end"].item()
-    assert_close(as_stored(case, keys, positions), case.tensors["cache_k_final"][:, :end])
-    assert case.tensors["global_end"].item() == (last.committed + chunk) * case.sidecar["tokens_per_frame"]
+        keys = torch.cat([last.context.keys, clean.keys], dim=2)
+        sink, local = last.sink_frames, last.frames - last.sink_frames
+        positions = torch.cat([torch.arange(sink), torch.arange(last.committed - local, end)])
+    stored = as_stored(case, keys, positions)
+    assert_close(stored, case.tensors["cache_k_final"][:, : case.tensors["local_end"].item()])
+    assert case.tensors["global_end"].item() == end * case.sidecar["tokens_per_frame"]
