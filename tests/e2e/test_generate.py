@@ -222,6 +222,8 @@ def test_a_killed_video_plays(tiny: tuple[str, ...], workplace: Path) -> None:
         ("reward", ["937.5", "ema of 3 latent frames, alpha 0.999", "relative", "9 latent frames"]),
         ("self", ["none", "absolute", "21 latent frames"]),
         ("longlive", ["static of 3 latent frames", "12 latent frames"]),
+        ("rolling", ["5 chunks denoised together", "static of 3 latent frames", "21 latent frames, sink and chunks"]),
+        ("causvid", ["21 latent frames, each repeating the last 3", "none", "521.7", "chunk included"]),
     ],
 )
 def test_a_schedule_is_drawn_with_what_attention_sees(
@@ -229,8 +231,33 @@ def test_a_schedule_is_drawn_with_what_attention_sees(
 ) -> None:
     assert rforce("schedule", method, "--chunks", "2") == 0
     text = capsys.readouterr().out
-    assert text.splitlines()[2].split() == ["1", ".", ".", ".", ".", "1000.0", "937.5", "833.3", "625.0"]
     assert all(part in text for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("method", "row"),
+    [
+        ("reward", ["1", ".", ".", ".", ".", "1000.0", "937.5", "833.3", "625.0"]),
+        ("rolling", ["1", ".", "1000.0", "952.4", "882.4", "769.2", "555.6"]),
+    ],
+)
+def test_a_schedule_draws_its_chunks_from_first_to_last_pass(
+    method: str, row: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rforce("schedule", method, "--chunks", "2") == 0
+    assert capsys.readouterr().out.splitlines()[2].split() == row
+
+
+@pytest.mark.parametrize("method", ["rolling", "causvid"])
+def test_a_method_that_the_weights_do_not_know_streams_with_a_note(
+    tiny: tuple[str, ...], method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rforce("generate", PROMPT, *tiny, "--method", method, "--seconds", "1", "--out", "a.mp4", "--json") == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert (report["method"], report["frames"]) == (method, 16)
+    note = f"note: this model's weights were trained for the method 'reward', not for '{method}'"
+    assert captured.err.splitlines() == [note]
 
 
 def test_an_unknown_schedule_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:

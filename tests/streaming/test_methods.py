@@ -18,7 +18,19 @@ def test_every_method_is_complete_and_streams_480p(name: str) -> None:
     assert settings.method == name
     assert settings.cache == METHODS[name].cache
     assert settings.geometry().tokens_per_frame == 1560
-    assert [round(1000 * sigma, 2) for sigma in settings.sigmas] == [1000.0, 937.5, 833.33, 625.0]
+    assert max(len(step.chunks) for step in settings.passes(chunks=9)) == settings.chunks_at_once
+
+
+@pytest.mark.parametrize(
+    ("name", "timesteps"),
+    [
+        *((name, [1000.0, 937.5, 833.33, 625.0]) for name in ("reward", "self", "longlive")),
+        ("rolling", [1000.0, 952.38, 882.35, 769.23, 555.56]),
+        ("causvid", [1000.0, 756.76, 521.74]),
+    ],
+)
+def test_methods_have_the_published_timesteps(name: str, timesteps: list[float]) -> None:
+    assert [round(1000 * sigma, 2) for sigma in METHODS[name].sigmas] == timesteps
 
 
 @pytest.mark.parametrize(
@@ -27,11 +39,38 @@ def test_every_method_is_complete_and_streams_480p(name: str) -> None:
         ("reward", 9, ("ema", 3), "relative"),
         ("self", 21, ("none", 0), "absolute"),
         ("longlive", 12, ("static", 3), "absolute"),
+        ("rolling", 21, ("static", 3), "relative"),
+        ("causvid", 21, ("none", 0), "absolute"),
     ],
 )
 def test_methods_have_the_published_windows(name: str, window: int, sink: tuple[str, int], positions: str) -> None:
     cache = METHODS[name].cache
     assert (cache.window_frames, (cache.sink.kind, cache.sink.frames), cache.positions) == (window, sink, positions)
+
+
+def test_rolling_alone_denoises_chunks_together_and_causvid_alone_makes_clips() -> None:
+    assert {name: method.chunks_at_once for name, method in METHODS.items()} == dict.fromkeys(METHODS, 1) | {
+        "rolling": 5
+    }
+    assert [name for name, method in METHODS.items() if method.clips is not None] == ["causvid"]
+
+
+def test_a_models_steps_say_how_many_chunks_roll_together() -> None:
+    assert streaming_settings({"denoising_steps": [1000, 500]}, "rolling").chunks_at_once == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["window_frames=17"], "15 frames denoised together do not fit a window of 17 with 3 sink frames; .* >= 18"),
+        (["schedule=roling"], r"unknown schedule 'roling'; did you mean 'rolling'\? \(chunkwise, rolling\)"),
+        (["clips={frames: 21}"], "schedule 'rolling' denoises 5 at once; use schedule=chunkwise or clips=null"),
+        (["clips={frames: 5}"], "5 latent frames cannot repeat 3 and add a chunk of 3; use clips.frames >= 6"),
+    ],
+)
+def test_what_does_not_fit_a_joint_window_is_refused(changes: list[str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        streaming_settings(None, "rolling", changes)
 
 
 def test_the_ema_sink_is_the_reference_codes() -> None:
@@ -65,7 +104,8 @@ def test_settings_survive_being_stored() -> None:
 
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown method 'longlife'; did you mean 'longlive'\? \(reward, self, longlive\)"
+        ValueError,
+        match=r"unknown method 'longlife'; did you mean 'longlive'\? \(reward, self, longlive, rolling, causvid\)",
     ):
         method_named("longlife")
 

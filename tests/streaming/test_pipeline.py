@@ -10,6 +10,7 @@ import torch
 
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise, chunkwise
+from reward_forcing.streaming.methods import METHODS
 from reward_forcing.streaming.pipeline import EMBEDDINGS_KEPT, StreamingVideoPipeline
 from reward_forcing.streaming.stream import STAGES, VideoStream
 
@@ -199,7 +200,7 @@ def live_bytes() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}.values())
 
 
-@pytest.mark.parametrize("method", ["reward", "longlive"])
+@pytest.mark.parametrize("method", METHODS)
 def test_memory_stays_flat_once_the_window_is_full(tiny_model_folder: Path, method: str) -> None:
     pipeline = StreamingVideoPipeline.from_pretrained(tiny_model_folder, method=method, device="cpu")
     stream = pipeline.stream(PROMPT)
@@ -210,7 +211,35 @@ def test_memory_stays_flat_once_the_window_is_full(tiny_model_folder: Path, meth
             next(stream)
         return live_bytes()
 
-    assert run(12) == run(30)
+    # every window is full by then; of the clips of 10, 9, 9, .. chunks the second and the fourth are equally far
+    assert run(12) == run(18)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_methods_video_begins_its_endless_stream(tiny_model_folder: Path, method: str) -> None:
+    pipeline = StreamingVideoPipeline.from_pretrained(tiny_model_folder, method=method, device="cpu")
+    endless = frames_of(pipeline.stream(PROMPT, seed=1), 4)
+    assert torch.equal(pipeline.generate(PROMPT, seconds=1.5, seed=1), endless[:, :24])
+
+
+@pytest.mark.parametrize(("method", "messages"), [("reward", 0), (None, 0), ("rolling", 1)])
+def test_weights_of_another_method_are_told(
+    tiny_model_folder: Path, method: str | None, messages: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        StreamingVideoPipeline.from_pretrained(tiny_model_folder, method=method, device="cpu")
+    assert (
+        caplog.messages == ["this model's weights were trained for the method 'reward', not for 'rolling'"] * messages
+    )
+
+
+def test_nothing_is_said_of_weights_that_nobody_knows(
+    tiny_model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tiny_model_folder / "transformer"
+    with caplog.at_level(logging.WARNING):
+        StreamingVideoPipeline.from_pretrained(tiny_model_folder, method="rolling", weights=weights, device="cpu")
+    assert not caplog.messages
 
 
 def test_unknown_words_are_named_with_what_the_model_can_show(

@@ -34,7 +34,9 @@ def generate(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in multiples of 16. [default: the model's]")] = None,
     model: Annotated[str, typer.Option(help="Model folder, bundled model or hub id.")] = "mini",
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
-    method: Annotated[str | None, typer.Option(help="reward, self or longlive. [default: the model's]")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="reward, self, longlive, rolling or causvid. [default: the model's]")
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: 'sink.alpha=0.9'. Repeatable.")
     ] = None,

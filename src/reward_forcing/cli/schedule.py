@@ -6,26 +6,30 @@ import typer
 
 
 def schedule(
-    method: Annotated[str, typer.Argument(help="reward, self or longlive.")] = "reward",
+    method: Annotated[str, typer.Argument(help="reward, self, longlive, rolling or causvid.")] = "reward",
     chunks: Annotated[int, typer.Option(min=1, help="Chunks to draw.")] = 4,
 ) -> None:
     """Draw who is denoised when: chunks down, passes across, timesteps (1000 is noise) in the cells."""
-    from reward_forcing.rollout import chunkwise, format_timetable, timetable
+    from reward_forcing.rollout import format_timetable, timetable
     from reward_forcing.streaming.methods import method_named
 
     preset = method_named(method)
     cache = preset.cache
-    print(format_timetable(timetable(chunkwise(preset.sigmas), chunks * len(preset.sigmas))))
+    print(format_timetable(timetable(preset.passes(chunks))))
     print()
     steps = ", ".join(map(str, preset.denoising_steps))
     print(f"{'steps':<10} {steps}, shifted by {preset.shift:g}; then one clean pass to fill the cache")
-    print(f"{'chunk':<10} {cache.chunk_frames} latent frames")
-    window = (
-        "everything" if cache.window_frames is None else f"{cache.window_frames} latent frames, sink and chunk included"
-    )
+    together = f", {preset.chunks_at_once} chunks denoised together" if preset.chunks_at_once > 1 else ""
+    print(f"{'chunk':<10} {cache.chunk_frames} latent frames{together}")
+    window = "everything"
+    if cache.window_frames is not None:
+        window = f"{cache.window_frames} latent frames, sink and {'chunks' if together else 'chunk'} included"
     print(f"{'window':<10} {window}")
     numbers = cache.sink.model_dump(exclude={"kind", "frames"})
     more = "".join(f", {name} {value:g}" for name, value in numbers.items())
     frames = f" of {cache.sink.frames} latent frames{more}" if cache.sink.frames else ""
     print(f"{'sink':<10} {cache.sink.kind}{frames}")
     print(f"{'positions':<10} {cache.positions}")
+    if preset.clips is not None:
+        repeated = f"each repeating the last {preset.clips.overlap_frames} of the one before"
+        print(f"{'clips':<10} {preset.clips.frames} latent frames, {repeated}")

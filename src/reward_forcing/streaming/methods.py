@@ -1,47 +1,108 @@
-"""The published ways of streaming, as values: steps, chunk, window, sink and positions under one name.
+"""The published ways of streaming, as values: steps, schedule, chunk, window, sink and positions under one name.
 
 Owns which numbers make a method and how a model's own numbers and a method's are combined. A new method is a new entry
 of `METHODS`; knows no network and no file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from reward_forcing.config import Settings, apply_override, unknown
 from reward_forcing.flow import warp_denoising_steps
 from reward_forcing.geometry import Geometry
-from reward_forcing.rollout import CacheSettings, EmaSink, NoSink, SinkSettings, StaticSink
+from reward_forcing.rollout import (
+    SCHEDULES,
+    CacheSettings,
+    EmaSink,
+    NoSink,
+    Pass,
+    SinkSettings,
+    StaticSink,
+    chunks_at_once,
+)
 
 DEFAULT_METHOD = "reward"
+
+
+def _schedule(name: str) -> str:
+    if name not in SCHEDULES:
+        raise ValueError(unknown("schedule", name, SCHEDULES))
+    return name
+
+
+class ClipSettings(Settings):
+    """How long clips are and how much each repeats of the one before, in latent frames."""
+
+    frames: PositiveInt = 21
+    overlap_frames: PositiveInt = 3
+
+    def check_fit(self, chunk_frames: int) -> None:
+        """Raise ValueError unless a clip holds what it repeats and a chunk."""
+        needed = self.overlap_frames + chunk_frames
+        if self.frames < needed:
+            raise ValueError(
+                f"a clip of {self.frames} latent frames cannot repeat {self.overlap_frames} and add a chunk of "
+                f"{chunk_frames}; use clips.frames >= {needed} or a smaller overlap"
+            )
 
 
 class Method(Settings):
     """How chunks are denoised and what they see of the past.
 
-    denoising_steps count 1..1000 before the `shift` of the noise schedule. chunk_frames, window_frames: latent frames;
-    the window counts the sink and the chunk, None keeps everything. context_noise: sigma at which finished chunks enter
-    the cache. Raises ValueError for steps that do not decrease and for a window without room for sink and chunk.
+    denoising_steps count 1..1000 before the `shift` of the noise schedule; schedule, one of `SCHEDULES`, spreads them
+    over the chunks. chunk_frames, window_frames: latent frames; the window counts the sink and all chunks that are
+    denoised together, None keeps everything. clean_pass_sees_sink: see `CacheSettings`. context_noise: sigma at which
+    finished chunks enter the cache. clips: how a long video is made of clips, None for one without end.
+    Raises ValueError for steps that do not decrease, for a window without room for the sink and what is denoised
+    together, and for clips that do not fit chunk and schedule.
     """
 
     denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
     shift: PositiveFloat = 5.0
+    schedule: Annotated[str, AfterValidator(_schedule)] = "chunkwise"
     chunk_frames: PositiveInt = 3
     window_frames: Annotated[PositiveInt | None, BeforeValidator(lambda value: None if value == -1 else value)] = 9
     sink: SinkSettings = EmaSink()
     positions: Literal["relative", "absolute"] = "relative"
+    clean_pass_sees_sink: bool = True
     context_noise: Annotated[NonNegativeFloat, Field(lt=1.0)] = 0.0
+    clips: ClipSettings | None = None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Method":
-        _ = self.sigmas, self.cache
+        self.cache.local_frames(self.chunks_at_once * self.chunk_frames)
+        if self.clips is not None:
+            self.clips.check_fit(self.chunk_frames)
+            if self.chunks_at_once > 1:
+                raise ValueError(
+                    f"clips end between two chunks, and the schedule '{self.schedule}' denoises "
+                    f"{self.chunks_at_once} at once; use schedule=chunkwise or clips=null"
+                )
         return self
 
     @property
     def sigmas(self) -> tuple[float, ...]:
         """Noise levels of a chunk's passes, the final 0 left out."""
         return warp_denoising_steps(self.denoising_steps, self.shift)
+
+    def passes(self, chunks: int | None = None) -> Iterator[Pass]:
+        """The schedule of `chunks` chunks, None without end."""
+        return SCHEDULES[self.schedule](self.sigmas, chunks=chunks)
+
+    @property
+    def chunks_at_once(self) -> int:
+        """The most chunks that are denoised together."""
+        return chunks_at_once(self.passes(chunks=2 * len(self.sigmas)))
 
     @property
     def cache(self) -> CacheSettings:
@@ -51,6 +112,7 @@ class Method(Settings):
             chunk_frames=self.chunk_frames,
             sink=self.sink,
             positions=self.positions,
+            clean_pass_sees_sink=self.clean_pass_sees_sink,
         )
 
 
@@ -80,6 +142,24 @@ METHODS: dict[str, Method] = {
     # the reference code keeps 21 frames, the length it was trained on, and no sink
     "self": Method(window_frames=21, sink=NoSink(), positions="absolute"),
     "longlive": Method(window_frames=12, sink=StaticSink(frames=3), positions="absolute"),
+    # five chunks in flight, one chunk of the past and, just before it by the relative positions, the sink;
+    # clean_pass_sees_sink=False repeats the published code (docs/errata.md)
+    "rolling": Method(
+        denoising_steps=(1000, 800, 600, 400, 200),
+        schedule="rolling",
+        window_frames=21,
+        sink=StaticSink(frames=3),
+        positions="relative",
+    ),
+    # timesteps 1000, 756.76 and 521.74, which the published list rounds to 757 and 522
+    "causvid": Method(
+        denoising_steps=(1000, 280, 120),
+        shift=8.0,
+        window_frames=21,
+        sink=NoSink(),
+        positions="absolute",
+        clips=ClipSettings(frames=21, overlap_frames=3),
+    ),
 }
 """Every method by name, with the numbers of its publication."""
 

@@ -45,7 +45,8 @@ COMPONENTS = {
 class ModelFolder:
     """A model folder that has been looked through: its place, how it streams, and its sizes in pixels and latents.
 
-    transformer: where the network's weights are, the folder itself unless others were named.
+    transformer: where the network's weights are, the folder itself unless others were named. trained_for: the method
+    that the weights were trained for, None where that is not known.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class ModelFolder:
     settings: StreamingSettings
     geometry: Geometry
     latent_channels: int
+    trained_for: str | None = None
 
     def resized(self, height: int, width: int) -> "ModelFolder":
         """This model at another frame size; raises ValueError, with the nearest, for one that does not divide."""
@@ -100,7 +102,8 @@ def open_model_folder(
             raise ValueError(f"'{path}': the transformer expects {needs} {other}, the {part} gives {has}")
     settings = _settings(path / INDEX, index.get("streaming", {}), method, changes)
     geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, network.patch)
-    return ModelFolder(path, transformer, settings, geometry, network.config["in_channels"])
+    trained_for = index.get("streaming", {}).get("method") if weights is None else None
+    return ModelFolder(path, transformer, settings, geometry, network.config["in_channels"], trained_for)
 
 
 def write_model_folder(

@@ -21,7 +21,8 @@ from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.rollout import KVCache, Rollout, SeededNoise, chunkwise
+from reward_forcing.rollout import KVCache, Rollout, SeededNoise
+from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.methods import StreamingSettings
 from reward_forcing.streaming.model_folder import BUNDLED, ModelFolder, open_model_folder, write_model_folder
 from reward_forcing.streaming.prompts import At, Prompts, Timeline, changes_of
@@ -77,6 +78,11 @@ class StreamingVideoPipeline:
         and float32 on a CPU, where the VAE takes the fastest.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if folder.trained_for not in (None, folder.settings.method):
+            logger.warning(
+                f"this model's weights were trained for the method '{folder.trained_for}', not for "
+                f"'{folder.settings.method}'"
+            )
         network_dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         transformer = load_transformer(folder.transformer, dtype=network_dtype, device=device)
         vae = StreamingVAE.from_pretrained(folder.path / "vae", dtype, device)
@@ -120,15 +126,15 @@ class StreamingVideoPipeline:
             denoiser, cache = Denoiser(self.transformer), KVCache.empty(self.settings.cache)
             context_noise = self.settings.context_noise
             where = {"device": weight.device, "dtype": weight.dtype}
-            schedule = chunkwise(self.settings.sigmas)
-            return Rollout(denoiser, schedule, cache, noise, text, shape, context_noise=context_noise, **where)
+            passes = self.settings.passes()
+            return Rollout(denoiser, passes, cache, noise, text, shape, context_noise=context_noise, **where)
 
         def encode(prompts: Prompts) -> TextContext:
             return self.encode(prompts).expand(len(noise.seeds))
 
-        return VideoStream(
-            make_rollout, encode, self.vae, geometry, timeline, len(noise.seeds), self.warn_of_unknown_words
-        )
+        clips = Clips(self.settings.clips, self.vae, geometry)
+        batch = len(noise.seeds)
+        return VideoStream(make_rollout, encode, self.vae, geometry, timeline, batch, clips, self.warn_of_unknown_words)
 
     def generate(
         self,

@@ -17,11 +17,12 @@ from reward_forcing.logs import Clock
 from reward_forcing.models.attention import TextContext
 from reward_forcing.models.vae import StreamingVAE, VAEState
 from reward_forcing.rollout import Rollout
+from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.prompts import Prompts, Timeline, check_prompts
 
 STAGES = ("text", "dit", "commit", "decode")
 """What a chunk's time goes to: a new prompt's text encoder and cross-attention keys; the denoising passes; the clean
-pass of the chunk before, whose keys and values enter the cache; the VAE."""
+pass of the chunk before, whose keys and values enter the cache, or the beginning of a new clip; the VAE."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ class VideoStream(Iterator[VideoChunk]):
     """The chunks of a video without end; made by `StreamingVideoPipeline.stream`.
 
     `prompt` may be set between two chunks and counts from the next one on: new cross-attention context, the
-    self-attention cache kept. Memory stops growing once the window is full. Nothing is computed before the first
-    chunk is asked for. rollout, vae_state: what the stream is made of, to be read between two chunks.
+    self-attention cache kept. Chunks that a joint schedule has in flight go on with it. Memory stops growing once the
+    window is full. Nothing is computed before the first chunk is asked for. rollout, vae_state: what the stream is made
+    of, to be read between two chunks.
 
-    make_rollout: text context -> rollout. encode: prompts -> their text context. on_prompt: is told of prompts set.
+    make_rollout: text context -> rollout. encode: prompts -> their text context. clips: what the video is made of.
+    on_prompt: is told of prompts set.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class VideoStream(Iterator[VideoChunk]):
         geometry: Geometry,
         timeline: Timeline,
         batch: int,
+        clips: Clips,
         on_prompt: Callable[[str], None],
     ) -> None:
         self.geometry = geometry
@@ -77,6 +81,7 @@ class VideoStream(Iterator[VideoChunk]):
         self._prompts = self._encoded = timeline.changes[0][1]
         self._make_rollout = make_rollout
         self._rollout: Rollout | None = None
+        self._clips = clips
 
     @property
     def rollout(self) -> Rollout:
@@ -102,7 +107,7 @@ class VideoStream(Iterator[VideoChunk]):
         self._prompts = prompts
 
     def __next__(self) -> VideoChunk:
-        start = self.geometry.frames_of(self.rollout.state.start)
+        start = self.geometry.frames_of(self.rollout.state.start - self._clips.repeated_frames)
         time = start / self.geometry.fps
         self._prompts = self.timeline.due(self._last_start, time) or self._prompts
         with torch.inference_mode():
@@ -111,15 +116,19 @@ class VideoStream(Iterator[VideoChunk]):
                     self.rollout.text = self._encode(self._prompts)
                 self._encoded = self._prompts
             with self._measure("commit"):
+                if self._clips.is_over(self.rollout):
+                    self.vae_state = self._clips.begin(self.rollout)
                 _ = self.rollout.cache
             with self._measure("dit"):
                 chunk = next(self.rollout)
             with self._measure("decode"):
                 frames, self.vae_state = self._vae.decode(chunk.latents, self.vae_state)
+            self._clips.keep(frames)
         self._last_start = time
+        index = chunk.index - self._clips.repeated_chunks
         seconds = dict.fromkeys(STAGES, 0.0) | self._clock.take()
         # Cloned out here: outside inference mode, inference tensors cannot be written to.
-        return VideoChunk(chunk.index, frames.clone(), start, time, self._prompts, seconds)
+        return VideoChunk(index, frames.clone(), start, time, self._prompts, seconds)
 
     def until(self, seconds: float) -> Iterator[VideoChunk]:
         """The chunks of the next `seconds` of video, the last one cut to the frame.
