@@ -85,3 +85,12 @@ def test_a_prompt_switched_where_a_clip_begins_counts_from_there(pipeline: Strea
     changed = chunks_of(pipeline.stream(PROMPT, at=at), 5)
     assert [chunk.prompt for chunk in changed] == [PROMPT] * 3 + ["a blue ball"] * 2
     assert [torch.equal(a.frames, b.frames) for a, b in zip(plain, changed, strict=True)] == [True] * 3 + [False] * 2
+
+
+def test_a_given_past_longer_than_a_clip_ends_its_clip_with_the_first_chunk(pipeline: StreamingVideoPipeline) -> None:
+    stream = pipeline.stream(PROMPT)
+    stream.rollout.prime(torch.randn(1, 9, 4, 4, 4, generator=torch.Generator().manual_seed(0)))
+    chunks = chunks_of(stream, 4)
+    assert [chunk.frames.shape[1] for chunk in chunks] == [5, 8, 8, 8]
+    assert stream.rollout.state.start == 9 + 2 + 2 + 4 + 3 + 2, "2 latent frames of the 5 made are repeated, then 3"
+    assert all(chunk.frames.isfinite().all() for chunk in chunks)

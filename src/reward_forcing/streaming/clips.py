@@ -38,15 +38,14 @@ class Clips:
             self._tail = joined[:, -self._geometry.frames_of(self._settings.overlap_frames) :].clone()
 
     def is_over(self, rollout: Rollout) -> bool:
-        """Whether the next chunk would not fit the running clip."""
-        if self._settings is None:
+        """Whether the next chunk would not fit the running clip, and there are frames to begin another with."""
+        if self._settings is None or self._tail is None:
             return False
         return rollout.state.start + self._geometry.chunk_frames - self._start > self._settings.frames
 
     def begin(self, rollout: Rollout) -> VAEState:
         """Begin the next clip in `rollout`, and return the state of a decoder that has seen what it repeats."""
-        assert self._tail is not None, "a clip can end only after frames were made"
-        latents, _ = self._vae.encode(self._tail)
+        latents, _ = self._vae.encode(self._repeated())
         _, state = self._vae.decode(latents)
         before = rollout.state
         rollout.cache = KVCache.empty(before.cache.settings)
@@ -55,3 +54,11 @@ class Clips:
         self.repeated_frames += rollout.state.start - before.start
         self.repeated_chunks += rollout.state.index - before.index
         return state
+
+    def _repeated(self) -> Tensor:
+        """The newest frames that `overlap_frames` latent frames hold, or fewer where not as many were made."""
+        assert self._settings is not None, "a video without clips has no next one"
+        assert self._tail is not None, "a clip can end only after frames were made"
+        made = self._tail.shape[1]
+        counts = (self._geometry.frames_of(latent) for latent in range(1, self._settings.overlap_frames + 1))
+        return self._tail[:, -max(count for count in counts if count <= made) :]

@@ -1,0 +1,81 @@
+"""Law: rolling windows over a cache value compute what Rolling Forcing's published slot arithmetic computes."""
+
+import pytest
+import torch
+from rollout.toy import SHAPE, tiny_denoiser, tiny_text
+from torch import Tensor
+
+from reward_forcing.flow import add_noise
+from reward_forcing.models.attention import KV, Past, TextContext
+from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.rollout import CacheSettings, KVCache, Rollout, SeededNoise, StaticSink, rolling
+
+NOISE = SeededNoise((5,))
+
+
+def in_slots(denoiser: Denoiser, text: TextContext, sigmas: list[float], chunks: int, f: int, attended: int) -> Tensor:
+    """Latents of `chunks` chunks of f frames, computed with slots and absolute positions as the published code does.
+
+    The first chunk is the sink, at its own positions or just before the past. Every window's oldest chunk occupies the
+    last slots and has a clean pass there, after the first windows too, when chunk 0 is still far from final.
+    """
+    steps, capacity = len(sigmas), attended + f
+    slots: list[KV] = []  # one frame each
+    written = 0
+    noisy = {chunk: NOISE(chunk, 0, (f, *SHAPE)) for chunk in range(chunks)}
+    out = {}
+
+    def past(shown: list[KV], positions: list[int], start: int, frames: int) -> Past | None:
+        if not shown:
+            return None
+        keys, values = (torch.cat([getattr(kv, name) for kv in shown], dim=2) for name in ("keys", "values"))
+        return Past(keys, values, torch.tensor(positions), torch.arange(start, start + frames))
+
+    for window in range(chunks + steps - 1):
+        inside = range(max(0, window - steps + 1), min(chunks - 1, window) + 1)
+        start, frames = inside[0] * f, len(inside) * f
+        if start + f > written:
+            over = max(0, f + len(slots) - capacity)
+            del slots[f : f + over]
+            before, written = list(slots), start + f
+        else:
+            before = slots[:-f]
+        local = before[f:][-(attended - frames - f) :] if attended > frames + f else []
+        sink_at = start - len(local) - f
+        places = [*range(sink_at, sink_at + f), *range(start - len(local), start)]
+        seen = past([*before[:f], *local], places, start, frames) if inside[0] else None
+        sigma = torch.tensor([sigmas[window - chunk] for chunk in inside]).repeat_interleave(f)
+        x0 = denoiser(torch.cat([noisy[chunk] for chunk in inside], dim=1), sigma, text, seen).x0
+        for chunk, clean in zip(inside, x0.split(f, dim=1), strict=True):
+            out[chunk] = clean
+            step = window - chunk + 1
+            if step < steps:
+                noisy[chunk] = add_noise(clean, NOISE(chunk, step, (f, *SHAPE)), sigmas[step])
+        shown = before[-(attended - f) :] if attended > f else []
+        positions = [*range(start - len(shown), start)]
+        kv = denoiser(out[inside[0]], torch.zeros(f), text, past(shown, positions, start, f), want_kv=True).kv
+        assert kv is not None
+        own = [KV(kv.keys[:, :, i : i + 1], kv.values[:, :, i : i + 1]) for i in range(f)]
+        slots = [*before, *own]
+    return torch.cat([out[chunk] for chunk in range(chunks)], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("f", "steps", "chunks", "more"),
+    [(1, 3, 9, 0), (1, 3, 9, 2), (2, 2, 8, 2), (3, 2, 6, 3), (2, 4, 3, 2), (2, 3, 1, 0), (1, 1, 6, 1)],
+)
+@torch.no_grad()
+def test_rolling_windows_equal_the_published_slot_arithmetic(f, steps, chunks, more):
+    """more: frames of the past that a full window sees beside the sink."""
+    denoiser = tiny_denoiser()
+    text = tiny_text(denoiser.network)
+    sigmas = [1.0 - step / (steps + 1) for step in range(steps)]
+    attended = f * steps + f + more
+    settings = CacheSettings(
+        window_frames=attended, chunk_frames=f, sink=StaticSink(frames=f), clean_pass_sees_sink=False
+    )
+    rollout = Rollout(denoiser, rolling(sigmas, chunks=chunks), KVCache.empty(settings), NOISE, text, SHAPE)
+    ours = torch.cat([chunk.latents for chunk in rollout], dim=1)
+    published = in_slots(denoiser, text, sigmas, chunks, f, attended)
+    torch.testing.assert_close(ours, published, rtol=1e-4, atol=1e-4)
+    assert published.abs().mean() > 0.1
