@@ -266,6 +266,17 @@ def test_the_clean_pass_sees_the_sink_or_in_its_place_more_of_the_past(sees_sink
     assert seen(denoiser.calls[-2]) == [[0, 1, 14, 15], [16, 17, 18, 19, 20, 21]]
 
 
+def test_a_noisy_pass_sees_the_sink_whatever_the_clean_pass_over_the_same_cache_sees():
+    denoiser = ToyDenoiser()
+    settings = ROLLING.model_copy(update={"positions": "absolute", "clean_pass_sees_sink": False})
+    rollout = make(denoiser, cache=KVCache.empty(settings))
+    take(rollout, 6)
+    assert rollout.cache.committed == 12
+    noisy, clean = denoiser.calls[-2:]
+    assert seen(noisy) == [[0, 1, 4, 5, 6, 7, 8, 9], [10, 11]]
+    assert seen(clean) == [[2, 3, 4, 5, 6, 7, 8, 9], [10, 11]]
+
+
 def test_every_chunk_has_one_clean_pass_when_chunks_roll():
     denoiser = ToyDenoiser()
     take(make(denoiser, schedule=rolling(SIGMAS), cache=KVCache.empty(ROLLING)), 4)
