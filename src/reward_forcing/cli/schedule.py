@@ -1,12 +1,15 @@
 """`rforce schedule`: the timetable of a method, and what its attention sees."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from reward_forcing.config import Variant
+
 
 def schedule(
-    method: Annotated[str, typer.Argument(help="reward, self or longlive.")] = "reward",
+    method: Annotated[str, typer.Argument(help="reward, self, longlive or longlive-infinity.")] = "reward",
     chunks: Annotated[int, typer.Option(min=1, help="Chunks to draw.")] = 4,
 ) -> None:
     """Draw who is denoised when: chunks down, passes across, timesteps (1000 is noise) in the cells."""
@@ -24,8 +27,12 @@ def schedule(
         "everything" if cache.window_frames is None else f"{cache.window_frames} latent frames, sink and chunk included"
     )
     print(f"{'window':<10} {window}")
-    numbers = cache.sink.model_dump(exclude={"kind", "frames"})
-    more = "".join(f", {name} {value:g}" for name, value in numbers.items())
-    frames = f" of {cache.sink.frames} latent frames{more}" if cache.sink.frames else ""
-    print(f"{'sink':<10} {cache.sink.kind}{frames}")
+    frames = f" of {cache.sink.frames} latent frames" if cache.sink.frames else ""
+    print(f"{'sink':<10} {cache.sink.kind}{frames}{_numbers(cache.sink)}")
     print(f"{'positions':<10} {cache.positions}")
+    print(f"{'switch':<10} {preset.switch.kind}{_numbers(preset.switch)}")
+
+
+def _numbers(policy: "Variant") -> str:
+    """What else is set of a policy."""
+    return "".join(f", {name} {value}" for name, value in policy.model_dump(exclude={"kind", "frames"}).items())

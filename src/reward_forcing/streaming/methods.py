@@ -1,4 +1,4 @@
-"""The published ways of streaming, as values: steps, chunk, window, sink and positions under one name.
+"""The published ways of streaming, as values: steps, chunk, window, sink, positions and switch under one name.
 
 Owns which numbers make a method and how a model's own numbers and a method's are combined. A new method is a new entry
 of `METHODS`; knows no network and no file.
@@ -12,7 +12,16 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, Po
 from reward_forcing.config import Settings, apply_override, unknown
 from reward_forcing.flow import warp_denoising_steps
 from reward_forcing.geometry import Geometry
-from reward_forcing.rollout import CacheSettings, EmaSink, NoSink, SinkSettings, StaticSink
+from reward_forcing.rollout import (
+    CacheSettings,
+    EmaSink,
+    Keep,
+    NoSink,
+    Recache,
+    SinkSettings,
+    StaticSink,
+    SwitchSettings,
+)
 
 DEFAULT_METHOD = "reward"
 
@@ -22,7 +31,8 @@ class Method(Settings):
 
     denoising_steps count 1..1000 before the `shift` of the noise schedule. chunk_frames, window_frames: latent frames;
     the window counts the sink and the chunk, None keeps everything. context_noise: sigma at which finished chunks enter
-    the cache. Raises ValueError for steps that do not decrease and for a window without room for sink and chunk.
+    the cache. switch: what a new prompt does to the cache.
+    Raises ValueError for steps that do not decrease and for a window without room for sink and chunk.
     """
 
     denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
@@ -32,6 +42,7 @@ class Method(Settings):
     sink: SinkSettings = EmaSink()
     positions: Literal["relative", "absolute"] = "relative"
     context_noise: Annotated[NonNegativeFloat, Field(lt=1.0)] = 0.0
+    switch: SwitchSettings = Keep()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Method":
@@ -79,7 +90,9 @@ METHODS: dict[str, Method] = {
     "reward": Method(window_frames=9, sink=EmaSink(frames=3, alpha=0.999), positions="relative"),
     # the reference code keeps 21 frames, the length it was trained on, and no sink
     "self": Method(window_frames=21, sink=NoSink(), positions="absolute"),
-    "longlive": Method(window_frames=12, sink=StaticSink(frames=3), positions="absolute"),
+    "longlive": Method(window_frames=12, sink=StaticSink(frames=3), positions="absolute", switch=Recache()),
+    # the same for endless video: the sink stays as near to the window as in the clips the network was trained on
+    "longlive-infinity": Method(window_frames=12, sink=StaticSink(frames=3), positions="relative", switch=Recache()),
 }
 """Every method by name, with the numbers of its publication."""
 
@@ -102,7 +115,8 @@ def streaming_settings(
     changes: the user's own, over all others, as a mapping or as `a.b=value` (`sink.alpha=0.9`).
 
     Without a method, or with the model's own, every number that the model gives replaces the method's. Another method
-    brings its own window, sink and positions and leaves what belongs to the weights, `OF_THE_WEIGHTS`, to the model.
+    brings its own window, sink, positions and switch and leaves what belongs to the weights, `OF_THE_WEIGHTS`, to the
+    model.
     Raises ValueError for an unknown method or setting, and for numbers that do not fit together.
     """
     own = dict(own or {})

@@ -21,7 +21,7 @@ from reward_forcing.streaming.prompts import Prompts, Timeline, check_prompts
 
 STAGES = ("text", "dit", "commit", "decode")
 """What a chunk's time goes to: a new prompt's text encoder and cross-attention keys; the denoising passes; the clean
-pass of the chunk before, whose keys and values enter the cache; the VAE."""
+pass of the chunk before, whose keys and values enter the cache, and what a new prompt computes anew; the VAE."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class VideoChunk:
 class VideoStream(Iterator[VideoChunk]):
     """The chunks of a video without end; made by `StreamingVideoPipeline.stream`.
 
-    `prompt` may be set between two chunks and counts from the next one on: new cross-attention context, the
-    self-attention cache kept. Memory stops growing once the window is full. Nothing is computed before the first
+    `prompt` may be set between two chunks and counts from the next one on; what becomes of the self-attention cache is
+    the rollout's switch policy. Memory stops growing once the window is full. Nothing is computed before the first
     chunk is asked for. rollout, vae_state: what the stream is made of, to be read between two chunks.
 
     make_rollout: text context -> rollout. encode: prompts -> their text context. on_prompt: is told of prompts set.
@@ -108,7 +108,9 @@ class VideoStream(Iterator[VideoChunk]):
         with torch.inference_mode():
             if self._prompts != self._encoded:
                 with self._measure("text"):
-                    self.rollout.text = self._encode(self._prompts)
+                    text = self._encode(self._prompts)
+                with self._measure("commit"):
+                    self.rollout.text = text
                 self._encoded = self._prompts
             with self._measure("commit"):
                 _ = self.rollout.cache
