@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from reward_forcing.rollout import Blend, Keep, Recache, Reset
 from reward_forcing.streaming.methods import (
     METHODS,
     OF_THE_WEIGHTS,
@@ -27,11 +28,26 @@ def test_every_method_is_complete_and_streams_480p(name: str) -> None:
         ("reward", 9, ("ema", 3), "relative"),
         ("self", 21, ("none", 0), "absolute"),
         ("longlive", 12, ("static", 3), "absolute"),
+        ("longlive-infinity", 12, ("static", 3), "relative"),
     ],
 )
 def test_methods_have_the_published_windows(name: str, window: int, sink: tuple[str, int], positions: str) -> None:
     cache = METHODS[name].cache
     assert (cache.window_frames, (cache.sink.kind, cache.sink.frames), cache.positions) == (window, sink, positions)
+
+
+def test_longlive_computes_its_cache_anew_at_a_switch_and_the_others_keep_it() -> None:
+    recaching = {name for name, method in METHODS.items() if method.switch == Recache(global_sink=True, order="joint")}
+    assert recaching == {"longlive", "longlive-infinity"}
+    assert all(method.switch == Keep() for name, method in METHODS.items() if name not in recaching)
+
+
+def test_a_switch_policy_is_changed_as_a_sink_is() -> None:
+    assert streaming_settings(None, "longlive", ["switch={kind: blend, chunks: 2}"]).switch == Blend(chunks=2)
+    assert streaming_settings(None, "longlive", ["switch.global_sink=false"]).switch == Recache(global_sink=False)
+    assert streaming_settings(None, "longlive", ["switch.kind=reset"]).switch == Reset()
+    assert streaming_settings({"switch": {"kind": "blend"}}, None).switch == Blend()
+    assert streaming_settings({"switch": {"kind": "blend"}}, "longlive").switch == Recache()
 
 
 def test_the_ema_sink_is_the_reference_codes() -> None:
@@ -65,14 +81,21 @@ def test_settings_survive_being_stored() -> None:
 
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown method 'longlife'; did you mean 'longlive'\? \(reward, self, longlive\)"
+        ValueError, match=r"unknown method 'longlife'; did you mean 'longlive'\? \(reward, self, longlive, "
     ):
         method_named("longlife")
 
 
 @pytest.mark.parametrize(
     "own",
-    [{"windows": 9}, {"window_frames": 5}, {"denoising_steps": [250, 500]}, {"sink": {"kind": "emma"}}, {"fps": 0}],
+    [
+        {"windows": 9},
+        {"window_frames": 5},
+        {"denoising_steps": [250, 500]},
+        {"sink": {"kind": "emma"}},
+        {"fps": 0},
+        {"switch": {"kind": "keap"}},
+    ],
 )
 @pytest.mark.parametrize("method", [None, "self"])
 def test_settings_that_make_no_sense_are_refused_whatever_the_method(own: dict, method: str | None) -> None:
