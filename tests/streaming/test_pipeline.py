@@ -139,6 +139,20 @@ def test_a_stream_switches_as_its_settings_or_its_argument_say(
     assert torch.equal(asked, kept) == (kind == "keep")
 
 
+@pytest.mark.parametrize("kind", SWITCHES)
+def test_a_stream_goes_on_in_another_process_in_the_middle_of_a_switch(
+    pipeline: StreamingVideoPipeline, kind: str, tmp_path: Path
+) -> None:
+    stream = pipeline.stream(PROMPT, at={0.5: "a blue square slides"}, switch=SWITCHES[kind]())
+    list(itertools.islice(stream, 3))
+    torch.save((stream.rollout.state, stream.vae_state, stream.prompt), tmp_path / "stream.pt")
+    state, vae_state, prompt = torch.load(tmp_path / "stream.pt", weights_only=False)
+    again = pipeline.stream(prompt, switch=SWITCHES[kind]())
+    again.rollout.resume(state, chunkwise(pipeline.settings.sigmas))
+    again.vae_state = vae_state
+    assert torch.equal(frames_of(again, 3), frames_of(stream, 3))
+
+
 def test_a_video_takes_a_switch_policy_too(pipeline: StreamingVideoPipeline) -> None:
     at = {0.5: "a blue square slides"}
     stream = pipeline.stream(PROMPT, at=at, switch=Recache())

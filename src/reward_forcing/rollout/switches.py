@@ -73,9 +73,9 @@ class Recache(Switch):
     stays as it is and is seen; the window's other frames are computed anew (LongLive's inference). False: nothing
     stays; the window begins the video anew, and its first frames are the sink (LongLive's long tuning).
 
-    order 'joint': one pass, in which all these frames see each other, as the published code computes it. 'causal':
-    chunk by chunk, as the paper describes it and as frames enter a cache otherwise; the same prompt then changes
-    nothing while the window holds the whole video.
+    order 'joint': one pass, in which all these frames see each other, as the published code computes it (it builds a
+    causal mask and does not use it). 'causal': chunk by chunk, as frames enter a cache otherwise; the same prompt then
+    changes nothing while the window holds the whole video.
 
     As in the published code, sink and frames computed anew are `window_frames` together: a chunk more than the next
     chunk has room for, which the others see while they are computed. An EMA sink absorbs nothing twice. The rollout
@@ -99,7 +99,8 @@ class Recache(Switch):
         if anew:
             base = KVCache.empty(cache.settings)
         else:
-            frames = min(frames, cache.committed - cache.sink_frames, *(() if window is None else (window - sink,)))
+            room = known if window is None else window - sink
+            frames = min(frames, room, cache.committed - cache.sink_frames)
             base = cache.rewound(frames)
         if frames == 0:
             return cache
