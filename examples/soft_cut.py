@@ -4,10 +4,10 @@ In this folder:  rforce generate "a red ball bounces" --at "3s: a red ball slide
 In Python:       pipeline.stream("a red ball bounces", at={3.0: "a red ball slides"}, switch=SoftCut())
 """
 
-from reward_forcing.rollout import Switch
+from reward_forcing.rollout import SwitchPolicy
 
 
-class SoftCut(Switch):
+class SoftCut(SwitchPolicy):
     """Between keep and reset: motion and place are forgotten, what the sink holds is not."""
 
     def cache(self, cache, recent, clean):

@@ -27,7 +27,7 @@ from reward_forcing.rollout import (
     Rollout,
     RolloutState,
     SeededNoise,
-    Switch,
+    SwitchPolicy,
     chunkwise,
 )
 
@@ -75,7 +75,7 @@ def text(seed: int, batch: int = 1) -> TextContext:
     return tiny_text(network().network, seed, batch)
 
 
-def roll(cache: CacheSettings, switch: Switch, seeds: tuple[int, ...] = (3,), schedule=chunkwise) -> Rollout:
+def roll(cache: CacheSettings, switch: SwitchPolicy, seeds: tuple[int, ...] = (3,), schedule=chunkwise) -> Rollout:
     noise, first = SeededNoise(seeds), text(1, len(seeds))
     return Rollout(network(), schedule(SIGMAS), KVCache.empty(cache), noise, first, SHAPE, switch=switch)
 

@@ -21,7 +21,7 @@ from reward_forcing.rollout import (
     Recache,
     Rollout,
     StaticSink,
-    Switch,
+    SwitchPolicy,
     chunkwise,
 )
 
@@ -105,7 +105,7 @@ def settings_of(case) -> CacheSettings:
     )
 
 
-def switch_of(case) -> Switch:
+def switch_of(case) -> SwitchPolicy:
     recache = case.sidecar["recache"]
     return Keep() if recache is None else Recache(global_sink=recache["global_sink"])
 

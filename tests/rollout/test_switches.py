@@ -22,7 +22,7 @@ from reward_forcing.rollout import (
     Rollout,
     SeededNoise,
     StaticSink,
-    Switch,
+    SwitchPolicy,
     SwitchSettings,
     chunkwise,
 )
@@ -31,7 +31,7 @@ SETTINGS = CacheSettings(window_frames=8, chunk_frames=2, sink=StaticSink(frames
 OLD, NEW, NEWEST = 0.25, 0.75, 0.5
 
 
-class Fade(Switch):
+class Fade(SwitchPolicy):
     """A policy from outside the package: half of each of the last two prompts, for ever."""
 
     share: float = 0.5
@@ -40,7 +40,7 @@ class Fade(Switch):
         return (*(0.0 for _ in ages[2:]), self.share, 1 - self.share) if len(ages) > 1 else (1.0,)
 
 
-def make(switch: Switch, settings: CacheSettings = SETTINGS) -> tuple[Rollout, list[Call]]:
+def make(switch: SwitchPolicy, settings: CacheSettings = SETTINGS) -> tuple[Rollout, list[Call]]:
     denoiser = ToyDenoiser()
     cache = KVCache.empty(settings)
     rollout = Rollout(denoiser, chunkwise(SIGMAS), cache, SeededNoise((1,)), toy_text(OLD), SHAPE, switch=switch)
@@ -51,7 +51,9 @@ def take(rollout: Rollout, chunks: int) -> list[Tensor]:
     return [chunk.latents for chunk in islice(rollout, chunks)]
 
 
-def switched(switch: Switch, after: int, settings: CacheSettings = SETTINGS) -> tuple[KVCache, KVCache, list[Call]]:
+def switched(
+    switch: SwitchPolicy, after: int, settings: CacheSettings = SETTINGS
+) -> tuple[KVCache, KVCache, list[Call]]:
     """The cache before and after a switch that follows `after` chunks, and what the switch itself computed."""
     rollout, calls = make(switch, settings)
     take(rollout, after)
@@ -271,7 +273,7 @@ def test_impossible_policies_are_rejected(bad, message):
         TypeAdapter(SwitchSettings).validate_python(bad)
 
 
-class Wrong(Switch):
+class Wrong(SwitchPolicy):
     """A policy that returns whatever it is told to."""
 
     given: tuple[float, ...] = ()

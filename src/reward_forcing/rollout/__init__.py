@@ -8,7 +8,7 @@ from reward_forcing.rollout.noise import Noise, SeededNoise
 from reward_forcing.rollout.rollout import Chunk, Rollout, RolloutState
 from reward_forcing.rollout.schedule import Pass, chunkwise, format_timetable, timetable
 from reward_forcing.rollout.sinks import SINKS, EmaSink, NoSink, Sink, SinkSettings, StaticSink
-from reward_forcing.rollout.switches import SWITCHES, Blend, Keep, Recache, Reset, Switch, SwitchSettings
+from reward_forcing.rollout.switches import SWITCHES, Blend, Keep, Recache, Reset, SwitchPolicy, SwitchSettings
 
 __all__ = [
     "SINKS",
@@ -30,7 +30,7 @@ __all__ = [
     "Sink",
     "SinkSettings",
     "StaticSink",
-    "Switch",
+    "SwitchPolicy",
     "SwitchSettings",
     "chunkwise",
     "format_timetable",

@@ -17,7 +17,7 @@ from reward_forcing.models.attention import KV, DenoiserProtocol, Past, Text, Te
 from reward_forcing.rollout.kv_cache import KVCache
 from reward_forcing.rollout.noise import Noise
 from reward_forcing.rollout.schedule import Pass
-from reward_forcing.rollout.switches import Keep, Switch
+from reward_forcing.rollout.switches import Keep, SwitchPolicy
 
 KVGrad = Literal["none", "clean", "stale"]
 """Whether gradients reach earlier chunks through the cache.
@@ -92,7 +92,7 @@ class Rollout:
     its batch is the rollout's. shape: (C, h, w) of a latent frame. context_noise: sigma at which finished chunks enter
     the cache (0: clean). device, dtype: where and in what the network computes; noise, x0 and re-noising are float32.
     kv_grad: see `KVGrad`. A pass is differentiable where the schedule says so and gradients are enabled around it.
-    switch: what becomes of the cache when `text` is set, and how the old text gives way to the new (see `Switch`).
+    switch: what becomes of the cache when `text` is set, and how one text gives way to the next (see `SwitchPolicy`).
 
     A chunk is yielded as soon as it is final. Its clean pass runs when the next chunk, or `cache`, is asked for, with
     the text the chunk was generated with; a reader who stops never pays for it. Between two chunks `text` may be set
@@ -112,7 +112,7 @@ class Rollout:
         dtype: torch.dtype = torch.float32,
         context_noise: float = 0.0,
         kv_grad: KVGrad = "none",
-        switch: Switch | None = None,
+        switch: SwitchPolicy | None = None,
     ) -> None:
         if len(shape) != 3:
             raise ValueError(f"shape must be (channels, rows, columns) of a latent frame, got {tuple(shape)}")

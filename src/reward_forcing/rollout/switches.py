@@ -2,8 +2,8 @@
 
 B batch, F latent frames, C latent channels, h, w latent rows and columns.
 A policy owns which cache the chunks under a new prompt see, and how much of each prompt they read. It knows neither
-when prompts change nor how a clean pass is run; `Rollout` decides both. A policy from outside derives from `Switch` and
-is called `package.module:Class` in settings.
+when prompts change nor how a clean pass is run; `Rollout` decides both. A policy from outside derives from
+`SwitchPolicy` and is called `package.module:Class` in settings.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Clean = Callable[[Tensor, KVCache], KV]
 """Keys and values of latents [B, F, C, h, w] in a clean pass over a cache, under the text that the next chunk reads."""
 
 
-class Switch(Variant):
+class SwitchPolicy(Variant):
     """What a rollout asks of a switch policy; this one changes the text and nothing else.
 
     kind: the policy's name in settings; of a class outside this package where to import it from. A policy holds no
@@ -50,14 +50,18 @@ class Switch(Variant):
         return (*(0.0 for _ in ages[1:]), 1.0)
 
 
-class Keep(Switch):
+class Keep(SwitchPolicy):
     """The chunks to come read the new prompt; what is cached stays (Reward Forcing)."""
 
     kind: Literal["keep"] = "keep"  # pyright: ignore[reportIncompatibleVariableOverride] frozen, so narrowing is safe
 
 
-class Reset(Switch):
-    """Nothing of the past is seen any more: a cut. The new prompt's first frames fill the sink."""
+class Reset(SwitchPolicy):
+    """Nothing of the past is seen any more: a cut. The new prompt's first frames fill the sink.
+
+    The network then makes what it makes at the beginning of a video, where a latent frame is one frame of pixels; a
+    VAE that decodes on without a break takes it for four, so the picture is torn until the decoder has caught up.
+    """
 
     kind: Literal["reset"] = "reset"  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -66,7 +70,7 @@ class Reset(Switch):
         return KVCache.empty(cache.settings)
 
 
-class Recache(Switch):
+class Recache(SwitchPolicy):
     """What is cached is computed anew from the window's clean latents, under the new prompt (LongLive's KV re-cache).
 
     While the window holds the whole video, all of it is computed anew. Later it depends on global_sink. True: the sink
@@ -110,7 +114,7 @@ class Recache(Switch):
         return base
 
 
-class Blend(Switch):
+class Blend(SwitchPolicy):
     """One prompt gives way to the next over `chunks` chunks, the k-th of which reads k / chunks of it; the cache stays.
 
     What is mixed are the outputs of cross-attention (`TextMix`). In other words a chunk reads the mean of the prompts
@@ -126,15 +130,15 @@ class Blend(Switch):
         return tuple(own - later for own, later in pairwise(risen))
 
 
-SWITCHES: dict[str, type[Switch]] = {"keep": Keep, "recache": Recache, "reset": Reset, "blend": Blend}
+SWITCHES: dict[str, type[SwitchPolicy]] = {"keep": Keep, "recache": Recache, "reset": Reset, "blend": Blend}
 """Every switch policy of this package by the name that settings call it."""
 
 
 def _switch(value: object) -> object:
-    return read_variant("switch policy", value, Switch, SWITCHES)
+    return read_variant("switch policy", value, SwitchPolicy, SWITCHES)
 
 
-SwitchSettings = Annotated[SerializeAsAny[Switch], BeforeValidator(_switch)]
+SwitchSettings = Annotated[SerializeAsAny[SwitchPolicy], BeforeValidator(_switch)]
 """A switch policy in settings, for example `{kind: blend, chunks: 4}`."""
 
 

@@ -21,7 +21,7 @@ from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.rollout import KVCache, Rollout, SeededNoise, Switch, chunkwise
+from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy, chunkwise
 from reward_forcing.streaming.methods import StreamingSettings
 from reward_forcing.streaming.model_folder import BUNDLED, ModelFolder, open_model_folder, write_model_folder
 from reward_forcing.streaming.prompts import At, Prompts, Timeline, changes_of
@@ -95,7 +95,7 @@ class StreamingVideoPipeline:
         prompt: str | Sequence[str],
         *,
         at: At | None = None,
-        switch: Switch | None = None,
+        switch: SwitchPolicy | None = None,
         seed: int | None = None,
         seeds: Sequence[int] | None = None,
         height: int | None = None,
@@ -139,7 +139,7 @@ class StreamingVideoPipeline:
         seconds: float,
         *,
         at: At | None = None,
-        switch: Switch | None = None,
+        switch: SwitchPolicy | None = None,
         seed: int | None = None,
         seeds: Sequence[int] | None = None,
         height: int | None = None,
