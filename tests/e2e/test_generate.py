@@ -107,6 +107,20 @@ def test_the_readmes_own_sink_policy_runs(tiny: tuple[str, ...], workplace: Path
     assert len(read_video("a.mp4")[0]) == 48
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [("--switch", "recache"), ("--switch", "blend", "--set", "switch.chunks=2"), ("--set", "switch={kind: reset}")],
+    ids=" ".join,
+)
+def test_a_switch_policy_can_be_asked_for(tiny: tuple[str, ...], changes: tuple[str, ...]) -> None:
+    common = ("generate", PROMPT, *tiny, "--seconds", "1.3", "--seed", "3", "--at", "0.5s: a blue square slides")
+    assert rforce(*common, "--out", "kept", "--switch", "keep") == 0
+    assert rforce(*common, "--out", "changed", *changes) == 0
+    kept, changed = read_video("kept")[0], read_video("changed")[0]
+    assert kept[:13].equal(changed[:13])
+    assert not kept[13:].equal(changed[13:])
+
+
 BAD = [
     (["  "], "the prompt must say something"),
     ([PROMPT, "--seconds", "0"], "--seconds must be positive and finite, got 0"),
@@ -127,6 +141,8 @@ BAD = [
     ([PROMPT, "--set", "sink.alpa=0.9"], "unknown setting 'alpa'; did you mean 'alpha'?"),
     ([PROMPT, "--set", "sink"], "override 'sink' must have the form group.name=value"),
     ([PROMPT, "--set", "sink.kind=nowhere:Sink"], "cannot import the sink 'nowhere:Sink'"),
+    ([PROMPT, "--switch", "recash"], "unknown switch policy 'recash'; did you mean 'recache'?"),
+    ([PROMPT, "--switch", "reset", "--set", "switch.chunks=2"], "unknown setting 'chunks'"),
     ([PROMPT, "--set", "window_frames=1"], "window_frames=1 cannot hold"),
     ([PROMPT, "--model", "no-such-model"], "no file, folder or bundled model 'no-such-model'"),
     ([PROMPT, "--model", "./nowhere/at/all"], "no file, folder or bundled model"),
@@ -221,7 +237,8 @@ def test_a_killed_video_plays(tiny: tuple[str, ...], workplace: Path) -> None:
     [
         ("reward", ["937.5", "ema of 3 latent frames, alpha 0.999", "relative", "9 latent frames"]),
         ("self", ["none", "absolute", "21 latent frames"]),
-        ("longlive", ["static of 3 latent frames", "12 latent frames"]),
+        ("longlive", ["static of 3 latent frames", "12 latent frames", "recache, global_sink True, order joint"]),
+        ("longlive-infinity", ["static of 3 latent frames", "12 latent frames", "relative"]),
         ("rolling", ["5 chunks denoised together", "static of 3 latent frames", "21 latent frames, sink and chunks"]),
         ("causvid", ["21 latent frames, each repeating the last 3", "none", "521.7", "chunk included"]),
     ],

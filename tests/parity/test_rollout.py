@@ -15,11 +15,14 @@ from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import (
     CacheSettings,
     EmaSink,
+    Keep,
     KVCache,
     NoSink,
     Pass,
+    Recache,
     Rollout,
     StaticSink,
+    SwitchPolicy,
     chunkwise,
     rolling,
 )
@@ -88,6 +91,11 @@ class Run:
     clean: list[KV]
     """Keys and values of each chunk's clean pass."""
 
+    def first_frame(self, chunk: int) -> int:
+        """The frame that the cache of a chunk counts as its first: not the video's where a switch began a new cache."""
+        frames = self.latents.shape[1] // len(self.seen)
+        return chunk * frames - self.seen[chunk].committed
+
 
 def sigmas_of(case) -> tuple[float, ...]:
     if "denoising" in case.sidecar:  # rounded timesteps, whose sigmas the reference looks up in its table
@@ -131,6 +139,11 @@ def settings_of(case) -> CacheSettings:
             return CacheSettings(window_frames=None, chunk_frames=chunk, sink=NoSink(), positions="absolute")
 
 
+def switch_of(case) -> SwitchPolicy:
+    recache = case.sidecar.get("recache")
+    return Keep() if recache is None else Recache(global_sink=recache["global_sink"])
+
+
 @torch.no_grad()
 def run(case) -> Run:
     rounded = case.sidecar.get("denoising")
@@ -144,14 +157,17 @@ def run(case) -> Run:
         recorder.network.encode_text(case.text()),
         noise.initial.shape[2:],
         context_noise=case.sidecar.get("context_noise", 0) / TIMESTEPS,
+        switch=switch_of(case),
     )
     latents, seen = [], []
     for _ in range(noise.renoise.shape[0]):
-        if rollout.state.start == case.sidecar.get("switch_frame"):
+        if rollout.cache.committed and rollout.state.start == case.sidecar.get("switch_frame"):
             rollout.text = recorder.network.encode_text(case.text("context2"))
+            del recorder.clean[len(seen) :]  # the pass that computes the window anew
         seen.append(rollout.cache)
         latents.append(next(rollout).latents)
-    assert rollout.cache.committed == noise.initial.shape[1]
+    assert rollout.cache.committed
+    assert rollout.state.start == noise.initial.shape[1]
     steps: list[list[Tensor]] = [[] for _ in latents]
     for passed, x0 in zip(schedule_of(case), recorder.x0, strict=True):
         for chunk, piece in zip(passed.chunks, x0.split(case.sidecar["frames_per_chunk"], dim=1), strict=True):
@@ -189,8 +205,8 @@ def as_stored(case, keys: Tensor, positions: Tensor) -> Tensor:
     return keys.flatten(1, 2)
 
 
-ROLLOUTS = ("b_*", "c_causvid_*", "c_longlive_[!r]*", "c_rolling_*", "c_selfforcing_*", "g_*")
-CACHES = ("b_*", "c_longlive_[!r]*", "c_rolling_*", "c_selfforcing_*", "g_*")
+ROLLOUTS = ("b_*", "c_causvid_*", "c_longlive_*", "c_rolling_*", "c_selfforcing_*", "g_*")
+CACHES = ("b_*", "c_longlive_*", "c_rolling_*", "c_selfforcing_*", "g_*")
 
 
 @pytest.mark.golden(*CACHES)
@@ -215,22 +231,29 @@ def test_every_prediction_equals_the_references(case, result):
     assert_close(torch.cat(list(result.x0_steps[:, -1]), dim=1), case.tensors["latents"])
 
 
-@pytest.mark.golden("b_*", "c_longlive_[!r]*", "g_*")
+@pytest.mark.golden("b_*", "c_longlive_*", "g_*")
 @pytest.mark.parametrize("name", ["keys", "values"])
 def test_the_sink_of_each_chunk_equals_the_references(case, result, name):
     """The reference updates the sink in a chunk's first pass and records it after the clean pass, which for us is the
-    sink that the chunk was generated with, plus the chunk's own frames while the sink is being filled."""
+    sink that the chunk was generated with, plus the chunk's own frames while the sink is being filled. It records the
+    sink after a re-cache too, which is the one that the next chunk was generated with."""
     reference = case.tensors["sink_k" if name == "keys" else "sink_v"]
     frames = case.sidecar["sink_size"]
-    for index, (cache, clean) in enumerate(zip(result.seen, result.clean, strict=True)):
-        missing = frames - cache.sink_frames
-        parts = [getattr(clean, name)[:, :, :missing]]
-        if cache.sink is not None:
-            parts.insert(0, getattr(cache.sink, name))
-        sink = torch.cat(parts, dim=2)
-        expected = reference[index][:, : sink.shape[2] * case.sidecar["tokens_per_frame"]]
-        stored = as_stored(case, sink, torch.arange(sink.shape[2])) if name == "keys" else sink[BLOCK].flatten(1, 2)
-        assert_close(stored, expected)
+    recorded = iter(reference)
+    for chunk, (cache, clean) in enumerate(zip(result.seen, result.clean, strict=True)):
+        parts = [] if cache.sink is None else [getattr(cache.sink, name)]
+        if case.sidecar["recache"] and chunk * case.sidecar["frames_per_chunk"] == case.sidecar["switch_frame"]:
+            assert_sink(case, parts[0], result.first_frame(chunk), name, next(recorded))
+        parts.append(getattr(clean, name)[:, :, : frames - cache.sink_frames])
+        assert_sink(case, torch.cat(parts, dim=2), result.first_frame(chunk), name, next(recorded))
+    assert next(recorded, None) is None
+
+
+def assert_sink(case, sink: Tensor, first: int, name: str, reference: Tensor) -> None:
+    """Our sink [N, B, frames, S, H, D], whose first frame is the video's number `first`, against the recorded one."""
+    numbers = torch.arange(first, first + sink.shape[2])
+    stored = as_stored(case, sink, numbers) if name == "keys" else sink[BLOCK].flatten(1, 2)
+    assert_close(stored, reference[:, : stored.shape[1]])
 
 
 @pytest.mark.golden(*CACHES)
@@ -238,13 +261,12 @@ def test_the_final_cache_equals_the_references(case, result):
     """The reference evicts when the next chunk begins: its final cache is what the last chunk saw, and that chunk."""
     last, clean = result.seen[-1], result.clean[-1]
     chunk = clean.keys.shape[2]
-    end = last.committed + chunk
     if last.context is None:
         keys, positions = clean.keys, torch.arange(chunk)
     else:
         keys = torch.cat([last.context.keys, clean.keys], dim=2)
         sink, local = last.sink_frames, last.frames - last.sink_frames
-        positions = torch.cat([torch.arange(sink), torch.arange(last.committed - local, end)])
-    stored = as_stored(case, keys, positions)
+        positions = torch.cat([torch.arange(sink), torch.arange(last.committed - local, last.committed + chunk)])
+    stored = as_stored(case, keys, positions + result.first_frame(len(result.seen) - 1))
     assert_close(stored, case.tensors["cache_k_final"][:, : case.tensors["local_end"].item()])
-    assert case.tensors["global_end"].item() == end * case.sidecar["tokens_per_frame"]
+    assert case.tensors["global_end"].item() == result.latents.shape[1] * case.sidecar["tokens_per_frame"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from reward_forcing.models.attention import KV, Past, Prediction, TextContext
+from reward_forcing.models.attention import KV, Past, Prediction, Text, TextContext
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.wan_dit import WanDiT
 
@@ -36,9 +36,10 @@ class ToyDenoiser:
     calls: list[Call] = field(default_factory=list)
 
     def __call__(
-        self, x: Tensor, sigma: Tensor, text: TextContext, past: Past | None = None, want_kv: bool = False
+        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: bool = False
     ) -> Prediction:
-        amount = text.keys.mean()
+        ((_, readings),) = text.layer(0, x.shape[1])
+        amount = torch.stack([weight * keys.mean() for weight, keys, _ in readings]).sum()
         self.calls.append(Call(sigma.tolist(), x, amount.item(), past, want_kv, torch.is_grad_enabled()))
         x0 = self.gain * (1 - sigma.view(-1, 1, 1, 1) / 2) * x.float() + amount
         if past is not None:

@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from reward_forcing.rollout import Blend, Keep, Recache, Reset
 from reward_forcing.streaming.methods import (
     METHODS,
     OF_THE_WEIGHTS,
@@ -39,6 +40,7 @@ def test_methods_have_the_published_timesteps(name: str, timesteps: list[float])
         ("reward", 9, ("ema", 3), "relative"),
         ("self", 21, ("none", 0), "absolute"),
         ("longlive", 12, ("static", 3), "absolute"),
+        ("longlive-infinity", 12, ("static", 3), "relative"),
         ("rolling", 21, ("static", 3), "relative"),
         ("causvid", 21, ("none", 0), "absolute"),
     ],
@@ -73,6 +75,20 @@ def test_what_does_not_fit_a_joint_window_is_refused(changes: list[str], message
         streaming_settings(None, "rolling", changes)
 
 
+def test_longlive_computes_its_cache_anew_at_a_switch_and_the_others_keep_it() -> None:
+    recaching = {name for name, method in METHODS.items() if method.switch == Recache(global_sink=True, order="joint")}
+    assert recaching == {"longlive", "longlive-infinity"}
+    assert all(method.switch == Keep() for name, method in METHODS.items() if name not in recaching)
+
+
+def test_a_switch_policy_is_changed_as_a_sink_is() -> None:
+    assert streaming_settings(None, "longlive", ["switch={kind: blend, chunks: 2}"]).switch == Blend(chunks=2)
+    assert streaming_settings(None, "longlive", ["switch.global_sink=false"]).switch == Recache(global_sink=False)
+    assert streaming_settings(None, "longlive", ["switch.kind=reset"]).switch == Reset()
+    assert streaming_settings({"switch": {"kind": "blend"}}, None).switch == Blend()
+    assert streaming_settings({"switch": {"kind": "blend"}}, "longlive").switch == Recache()
+
+
 def test_the_ema_sink_is_the_reference_codes() -> None:
     assert METHODS["reward"].sink.model_dump() == {"kind": "ema", "frames": 3, "alpha": 0.999}
 
@@ -104,15 +120,21 @@ def test_settings_survive_being_stored() -> None:
 
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(
-        ValueError,
-        match=r"unknown method 'longlife'; did you mean 'longlive'\? \(reward, self, longlive, rolling, causvid\)",
+        ValueError, match=r"unknown method 'longlife'; did you mean 'longlive'\? \(reward, self, longlive, "
     ):
         method_named("longlife")
 
 
 @pytest.mark.parametrize(
     "own",
-    [{"windows": 9}, {"window_frames": 5}, {"denoising_steps": [250, 500]}, {"sink": {"kind": "emma"}}, {"fps": 0}],
+    [
+        {"windows": 9},
+        {"window_frames": 5},
+        {"denoising_steps": [250, 500]},
+        {"sink": {"kind": "emma"}},
+        {"fps": 0},
+        {"switch": {"kind": "keap"}},
+    ],
 )
 @pytest.mark.parametrize("method", [None, "self"])
 def test_settings_that_make_no_sense_are_refused_whatever_the_method(own: dict, method: str | None) -> None:

@@ -125,6 +125,11 @@ DAMAGE: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "which is code; only your own settings may",
     ),
+    "code for a switch policy": (
+        lambda f: edit(f / INDEX, streaming={"switch": {"kind": "os:system"}}),
+        ValueError,
+        "asks for the switch 'os:system', which is code; only your own settings may",
+    ),
     "settings of no kind": (lambda f: edit(f / INDEX, streaming=[1]), ValueError, "must be a group of settings"),
     "no transformer": (lambda f: shutil.rmtree(f / "transformer"), FileNotFoundError, "no weights in"),
     "cut transformer": (

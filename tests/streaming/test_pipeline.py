@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reward_forcing.models.denoiser import Denoiser
-from reward_forcing.rollout import KVCache, Rollout, SeededNoise, chunkwise
+from reward_forcing.rollout import SWITCHES, Blend, KVCache, Recache, Rollout, SeededNoise, chunkwise
 from reward_forcing.streaming.methods import METHODS
 from reward_forcing.streaming.pipeline import EMBEDDINGS_KEPT, StreamingVideoPipeline
 from reward_forcing.streaming.stream import STAGES, VideoStream
@@ -124,9 +124,60 @@ def test_a_switch_keeps_the_cache_and_replaces_the_text(pipeline: StreamingVideo
     torch.testing.assert_close(after.keys[:, :, :2], cache.context.keys)  # what was committed under the old prompt
 
 
-def test_a_live_change_equals_a_timed_one(pipeline: StreamingVideoPipeline) -> None:
-    timed = frames_of(pipeline.stream(PROMPT, at={0.5: "a blue ball"}), 4)
-    stream = pipeline.stream(PROMPT)
+@pytest.mark.parametrize("kind", SWITCHES)
+def test_a_stream_switches_as_its_settings_or_its_argument_say(
+    pipeline: StreamingVideoPipeline, tiny_model_folder: Path, kind: str
+) -> None:
+    at = {0.5: "a blue square slides"}
+    asked = frames_of(pipeline.stream(PROMPT, at=at, switch=SWITCHES[kind]()), 4)
+    settings = [f"switch.kind={kind}"]
+    of_settings = StreamingVideoPipeline.from_pretrained(
+        tiny_model_folder, settings=settings, device="cpu", dtype=torch.float32
+    )
+    assert torch.equal(frames_of(of_settings.stream(PROMPT, at=at), 4), asked)
+    kept = frames_of(pipeline.stream(PROMPT, at=at), 4)
+    assert torch.equal(asked[:, :13], kept[:, :13])
+    assert torch.equal(asked, kept) == (kind == "keep")
+
+
+@pytest.mark.parametrize("kind", SWITCHES)
+def test_a_stream_goes_on_in_another_process_in_the_middle_of_a_switch(
+    pipeline: StreamingVideoPipeline, kind: str, tmp_path: Path
+) -> None:
+    stream = pipeline.stream(PROMPT, at={0.5: "a blue square slides"}, switch=SWITCHES[kind]())
+    list(itertools.islice(stream, 3))
+    torch.save((stream.rollout.state, stream.vae_state, stream.prompt), tmp_path / "stream.pt")
+    state, vae_state, prompt = torch.load(tmp_path / "stream.pt", weights_only=False)
+    again = pipeline.stream(prompt, switch=SWITCHES[kind]())
+    again.rollout.resume(state, chunkwise(pipeline.settings.sigmas))
+    again.vae_state = vae_state
+    assert torch.equal(frames_of(again, 3), frames_of(stream, 3))
+
+
+def test_a_video_takes_a_switch_policy_too(pipeline: StreamingVideoPipeline) -> None:
+    at = {0.5: "a blue square slides"}
+    stream = pipeline.stream(PROMPT, at=at, switch=Recache())
+    assert torch.equal(pipeline.generate(PROMPT, 21 / 16, at=at, switch=Recache()), frames_of(stream, 3))
+
+
+def test_what_a_recache_computes_counts_as_commit(
+    pipeline: StreamingVideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = pipeline.stream(PROMPT, at={0.5: "a blue ball"}, switch=Recache())
+    stages: list[str] = []
+    passes: list[str] = []
+    measure = stream._measure
+    monkeypatch.setattr(stream, "_measure", lambda stage: stages.append(stage) or measure(stage))
+    clean = Rollout._clean
+    monkeypatch.setattr(Rollout, "_clean", lambda *given: passes.append(stages[-1]) or clean(*given))
+    list(itertools.islice(stream, 3))
+    assert passes == ["commit"] * 3, "two chunks' clean passes and the window's"
+
+
+@pytest.mark.parametrize("kind", SWITCHES)
+def test_a_live_change_equals_a_timed_one(pipeline: StreamingVideoPipeline, kind: str) -> None:
+    timed = frames_of(pipeline.stream(PROMPT, at={0.5: "a blue ball"}, switch=SWITCHES[kind]()), 4)
+    stream = pipeline.stream(PROMPT, switch=SWITCHES[kind]())
     before = frames_of(stream, 2)
     stream.prompt = "a blue ball"
     assert torch.equal(torch.cat([before, frames_of(stream, 2)], dim=1), timed)
@@ -200,10 +251,10 @@ def live_bytes() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}.values())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_memory_stays_flat_once_the_window_is_full(tiny_model_folder: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "switch"), [*((method, None) for method in METHODS), ("reward", Blend(chunks=3))])
+def test_memory_stays_flat_once_the_window_is_full(tiny_model_folder: Path, method: str, switch: Blend | None) -> None:
     pipeline = StreamingVideoPipeline.from_pretrained(tiny_model_folder, method=method, device="cpu")
-    stream = pipeline.stream(PROMPT)
+    stream = pipeline.stream(PROMPT, switch=switch)
 
     def run(chunks: int) -> int:
         for number in range(chunks):

@@ -35,7 +35,11 @@ def generate(
     model: Annotated[str, typer.Option(help="Model folder, bundled model or hub id.")] = "mini",
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="reward, self, longlive, rolling or causvid. [default: the model's]")
+        str | None,
+        typer.Option(help="reward, self, longlive, longlive-infinity, rolling or causvid. [default: the model's]"),
+    ] = None,
+    switch: Annotated[
+        str | None, typer.Option(help="At --at: keep, recache, reset or blend. [default: the method's]")
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: 'sink.alpha=0.9'. Repeatable.")
@@ -60,7 +64,8 @@ def generate(
     if method is not None:
         method_named(method)
     out = check_output(out or free_path(Path(f"{_file_name(prompt)}-{seed}.mp4")), overwrite)
-    folder = open_model_folder(model, method, weights, changes or ())
+    changes = [*([] if switch is None else [f"switch.kind={switch}"]), *(changes or ())]
+    folder = open_model_folder(model, method, weights, changes)
     if pixels is not None:
         folder = folder.resized(*pixels)
     if length is not None:

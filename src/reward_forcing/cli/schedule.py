@@ -1,12 +1,17 @@
 """`rforce schedule`: the timetable of a method, and what its attention sees."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from reward_forcing.config import Variant
+
 
 def schedule(
-    method: Annotated[str, typer.Argument(help="reward, self, longlive, rolling or causvid.")] = "reward",
+    method: Annotated[
+        str, typer.Argument(help="reward, self, longlive, longlive-infinity, rolling or causvid.")
+    ] = "reward",
     chunks: Annotated[int, typer.Option(min=1, help="Chunks to draw.")] = 4,
 ) -> None:
     """Draw who is denoised when: chunks down, passes across, timesteps (1000 is noise) in the cells."""
@@ -25,11 +30,15 @@ def schedule(
     if cache.window_frames is not None:
         window = f"{cache.window_frames} latent frames, sink and {'chunks' if together else 'chunk'} included"
     print(f"{'window':<10} {window}")
-    numbers = cache.sink.model_dump(exclude={"kind", "frames"})
-    more = "".join(f", {name} {value:g}" for name, value in numbers.items())
-    frames = f" of {cache.sink.frames} latent frames{more}" if cache.sink.frames else ""
-    print(f"{'sink':<10} {cache.sink.kind}{frames}")
+    frames = f" of {cache.sink.frames} latent frames" if cache.sink.frames else ""
+    print(f"{'sink':<10} {cache.sink.kind}{frames}{_numbers(cache.sink)}")
     print(f"{'positions':<10} {cache.positions}")
     if preset.clips is not None:
         repeated = f"each repeating the last {preset.clips.overlap_frames} of the one before"
         print(f"{'clips':<10} {preset.clips.frames} latent frames, {repeated}")
+    print(f"{'switch':<10} {preset.switch.kind}{_numbers(preset.switch)}")
+
+
+def _numbers(policy: "Variant") -> str:
+    """What else is set of a policy."""
+    return "".join(f", {name} {value}" for name, value in policy.model_dump(exclude={"kind", "frames"}).items())

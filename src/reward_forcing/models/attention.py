@@ -4,7 +4,7 @@ B batch, F latent frames of the queries, P latent frames of the past, S tokens p
 D head width, L text tokens. Knows neither how a cache evicts nor which network the keys came from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -77,7 +77,7 @@ class TextContext:
 
     def layer(self, index: int, frames: int) -> "LayerText":
         """Keys and values of one layer, read by all of `frames` frames."""
-        return ((frames, self.keys[index], self.values[index]),)
+        return ((frames, ((1.0, self.keys[index], self.values[index]),)),)
 
     def select(self, samples: slice | Tensor) -> "TextContext":
         """The contexts of some samples, chosen by a slice or an index tensor."""
@@ -101,9 +101,7 @@ class TextTimeline:
     def __post_init__(self) -> None:
         if not self.spans or any(frames < 1 for frames, _ in self.spans):
             raise ValueError(f"every text needs at least one frame, got {[frames for frames, _ in self.spans]}")
-        kinds = {(context.batch, context.depth) for _, context in self.spans}
-        if len(kinds) > 1:
-            raise ValueError(f"the texts must have one batch and one number of layers, got {sorted(kinds)}")
+        _check_alike([context for _, context in self.spans])
 
     @property
     def batch(self) -> int:
@@ -119,14 +117,62 @@ class TextTimeline:
         """Keys and values of one layer for each span of frames. Raises ValueError if the spans do not add up."""
         if sum(count for count, _ in self.spans) != frames:
             raise ValueError(f"the texts span {[count for count, _ in self.spans]} frames, the latents have {frames}")
-        return tuple((count, context.keys[index], context.values[index]) for count, context in self.spans)
+        return tuple(span for count, context in self.spans for span in context.layer(index, count))
 
 
-LayerText = tuple[tuple[int, Tensor, Tensor], ...]
-"""Cross-attention of one layer: for each span of frames their number and the keys and values [B, L, H, D] they read."""
+@dataclass(frozen=True)
+class TextMix:
+    """Several prompts read at once by all frames of a forward: for a prompt that gives way to another over some chunks.
 
-Text = TextContext | TextTimeline
-"""One prompt for all frames of a forward, or several in turn."""
+    parts: (weight, context). Every cross-attention reads each prompt by itself and adds up what it got, weighted. So
+    each reading is one that the network knows, the way from one prompt to another is straight in every layer, and its
+    ends are the prompts themselves. Mixed embeddings, keys or values would be texts that nobody wrote: words that
+    happen to have the same number in two prompts have nothing in common.
+    Raises ValueError unless the weights are positive and add up to 1, and for contexts of different batches or
+    networks.
+    """
+
+    parts: tuple[tuple[float, TextContext], ...]
+
+    def __post_init__(self) -> None:
+        weights = [weight for weight, _ in self.parts]
+        if any(weight <= 0 for weight in weights) or abs(sum(weights) - 1) > WEIGHT_SLACK:
+            raise ValueError(f"the weights of mixed prompts must be positive and add up to 1, got {weights}")
+        _check_alike([context for _, context in self.parts])
+
+    @property
+    def batch(self) -> int:
+        """Number of samples B."""
+        return self.parts[0][1].batch
+
+    @property
+    def depth(self) -> int:
+        """Number of layers N."""
+        return self.parts[0][1].depth
+
+    def layer(self, index: int, frames: int) -> "LayerText":
+        """Weights, keys and values of one layer, read by all of `frames` frames."""
+        return ((frames, tuple((weight, text.keys[index], text.values[index]) for weight, text in self.parts)),)
+
+
+WEIGHT_SLACK = 1e-6
+"""How far the weights of mixed prompts may be from 1 in sum."""
+
+
+def _check_alike(contexts: Sequence[TextContext]) -> None:
+    kinds = {(context.batch, context.depth) for context in contexts}
+    if len(kinds) > 1:
+        raise ValueError(f"the texts must have one batch and one number of layers, got {sorted(kinds)}")
+
+
+Readings = tuple[tuple[float, Tensor, Tensor], ...]
+"""What a frame reads in one layer: weight, keys and values [B, L, H, D] of each of its prompts."""
+
+LayerText = tuple[tuple[int, Readings], ...]
+"""Cross-attention of one layer: for each span of frames their number and what they read."""
+
+Text = TextContext | TextTimeline | TextMix
+"""One prompt for all frames of a forward, several in turn, or several at once."""
 
 Frames = tuple[int, int]
 """A half-open span of frames [start, stop)."""
@@ -184,7 +230,7 @@ class DenoiserProtocol(Protocol):
     """What the rollout asks of a network: `models.denoiser.Denoiser`, or anything that answers likewise."""
 
     def __call__(
-        self, x: Tensor, sigma: Tensor, text: TextContext, past: Past | None = None, want_kv: bool = False
+        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: bool = False
     ) -> Prediction:
         """Predict from x [B, F, C, h, w] at noise level sigma [F] or [B, F]."""
         ...
@@ -200,6 +246,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     by_products = query.device.type == "cpu" and query.dtype == key.dtype == value.dtype == torch.bfloat16
     out = _attend_by_products(query, key, value) if by_products else scaled_dot_product_attention(query, key, value)
     return out.transpose(1, 2)
+
+
+def attend_text(query: Tensor, readings: Readings) -> Tensor:
+    """What tokens [B, Q, H, D] get from the prompts they read, weighted: [B, Q, H, D]."""
+    if len(readings) == 1:
+        (_, keys, values), *_ = readings
+        return attend(query, keys, values)
+    return torch.stack([weight * attend(query, keys, values) for weight, keys, values in readings]).sum(dim=0)
 
 
 SCORES_AT_ONCE = 1 << 24

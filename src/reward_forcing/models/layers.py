@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from reward_forcing.flow import widen
-from reward_forcing.models.attention import AttentionPattern, LayerText, attend, attend_pattern
+from reward_forcing.models.attention import AttentionPattern, LayerText, attend, attend_pattern, attend_text
 from reward_forcing.models.rope import Rotation, rotate
 
 
@@ -167,7 +167,7 @@ class WanBlock(nn.Module):
         """Tokens x [B, F, S, E] after the block, and the un-rotated keys and values [B, F, S, H, D] it used.
 
         modulation: [B, F or 1, 6, E], the projected time embedding. text: for each span of frames their number,
-        and the keys and values from `encode_text`.
+        and weights, keys and values from `encode_text`.
         """
         table = (self.scale_shift_table + modulation).unsqueeze(3)  # [B, F or 1, 6, 1, E]
         shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
@@ -180,10 +180,10 @@ class WanBlock(nn.Module):
 
     def _cross_attention(self, x: Tensor, text: LayerText) -> Tensor:
         query = self.attn2.query(self.norm2(x))  # [B, F, S, H, D]
-        spans = query.split([frames for frames, _, _ in text], dim=1)
+        spans = query.split([frames for frames, _ in text], dim=1)
         read = [
-            attend(span.flatten(1, 2), keys, values).view_as(span)
-            for span, (_, keys, values) in zip(spans, text, strict=True)
+            attend_text(span.flatten(1, 2), readings).view_as(span)
+            for span, (_, readings) in zip(spans, text, strict=True)
         ]
         return self.attn2.out(read[0] if len(read) == 1 else torch.cat(read, dim=1))
 

@@ -162,9 +162,8 @@ class WanDiT(ModelMixin, ConfigMixin):
 
         x: noisy latents [B, F, C, h, w]. timestep: [B] or, one per frame, [B, F], in [0, 1000].
         Without `past` and `pattern` all frames see each other (bidirectional). `past`: frames that all of x also sees.
-        `pattern`: who sees whom inside x, for training. text: of one prompt, or of several in turn. positions [F]: time
-        positions of x for RoPE; otherwise the
-        past's, the pattern's, or 0 .. F - 1.
+        `pattern`: who sees whom inside x, for training. text: of one prompt, or of several in turn or at once.
+        positions [F]: time positions of x for RoPE; otherwise the past's, the pattern's, or 0 .. F - 1.
         """
         grid = self._check(x, timestep, text, past, pattern)
         if positions is None:

@@ -1,6 +1,6 @@
-"""The streaming half of the paper: schedule, sinks, cache, noise, and the one loop over them.
+"""The streaming half of the paper: schedule, sinks, cache, switches, noise, and the one loop over them.
 
-Read in this order: `schedule`, `sinks`, `kv_cache`, `noise`, `rollout`.
+Read in this order: `schedule`, `sinks`, `kv_cache`, `switches`, `noise`, `rollout`.
 """
 
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
@@ -16,23 +16,31 @@ from reward_forcing.rollout.schedule import (
     timetable,
 )
 from reward_forcing.rollout.sinks import SINKS, EmaSink, NoSink, Sink, SinkSettings, StaticSink
+from reward_forcing.rollout.switches import SWITCHES, Blend, Keep, Recache, Reset, SwitchPolicy, SwitchSettings
 
 __all__ = [
     "SCHEDULES",
     "SINKS",
+    "SWITCHES",
+    "Blend",
     "CacheSettings",
     "Chunk",
     "EmaSink",
     "KVCache",
+    "Keep",
     "NoSink",
     "Noise",
     "Pass",
+    "Recache",
+    "Reset",
     "Rollout",
     "RolloutState",
     "SeededNoise",
     "Sink",
     "SinkSettings",
     "StaticSink",
+    "SwitchPolicy",
+    "SwitchSettings",
     "chunks_at_once",
     "chunkwise",
     "format_timetable",

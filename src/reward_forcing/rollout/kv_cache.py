@@ -30,9 +30,10 @@ class CacheSettings(Settings):
     window_frames counts the sink, the local past and the chunk being denoised, as in the reference code (the paper
     counts the sink on top); None, or -1 as published configs write it, keeps everything. positions 'relative' numbers
     what attention sees from 0 (Reward Forcing, LongLive's infinite variant); 'absolute' uses each frame's number in
-    the video (Self Forcing, LongLive). clean_pass_sees_sink: whether finished chunks see the sink as they enter the
-    cache; in Rolling Forcing's published code they see the last `window_frames` frames of the video instead, and
-    nothing of the sink once these no longer reach back to the beginning.
+    the video, counted from the first frame that the cache was given (Self Forcing, LongLive). clean_pass_sees_sink:
+    whether finished chunks see the sink as they enter the cache; in Rolling Forcing's published code they see the last
+    `window_frames` frames of the video instead, and nothing of the sink once these no longer reach back to the
+    beginning.
     Raises ValueError for a window without room for the sink and one chunk.
     """
 
@@ -144,13 +145,25 @@ class KVCache:
             positions[shown:],
         )
 
-    def commit(self, kv: KV) -> "KVCache":
+    def rewound(self, frames: int) -> "KVCache":
+        """The cache before its newest `frames` frames were committed, as far as it remembers that.
+
+        The sink stays as it is, with what it has absorbed, and older local frames that have been evicted are gone.
+        """
+        if self.context is None:
+            return self
+        kept = max(self.sink_frames, self.frames - frames)
+        context = KV(*(tensor[:, :, :kept].clone() for tensor in (self.context.keys, self.context.values)))
+        return replace(self, context=context, committed=self.committed - frames)
+
+    def commit(self, kv: KV, absorb: bool = True) -> "KVCache":
         """The cache after finished frames, whose clean keys and values are `kv` [N, B, F, S, H, D].
 
         The first `sink.frames` frames ever committed fill the sink, over as many commits as that takes. The oldest
         other frames are evicted until sink, local past and the next chunk fit the window, and the sink absorbs them:
         evicted frame j, counted from the first ever, into sink frame j mod `sink.frames` (for whole groups this is
         Reward Forcing, Eqs. 4-5). The next chunk's first pass therefore sees the updated sink, as in the reference.
+        absorb False: evicted frames leave no trace, for frames of a rewound cache that the sink has absorbed before.
         Raises ValueError if layers, batch, tokens or heads of `kv` differ from those committed before.
         """
         self._check(kv)
@@ -160,18 +173,20 @@ class KVCache:
         kept = self.settings.kept_frames
         evict = 0 if kept is None else max(0, local - kept)
         context, sink = (held or _no_frames(kv) for held in (self.context, self.sink))
-        keys, sink_keys = self._advance(context.keys, sink.keys, kv.keys, to_sink, evict)
-        values, sink_values = self._advance(context.values, sink.values, kv.values, to_sink, evict)
+        keys, sink_keys = self._advance(context.keys, sink.keys, kv.keys, to_sink, evict, absorb)
+        values, sink_values = self._advance(context.values, sink.values, kv.values, to_sink, evict, absorb)
         return replace(
             self,
             context=KV(keys, values),
             sink=KV(sink_keys, sink_values),
             committed=self.committed + frames,
-            evicted=self.evicted + evict,
-            sink_updates=self.sink_updates + bool(evict and self.settings.sink.frames),
+            evicted=self.evicted + evict * absorb,
+            sink_updates=self.sink_updates + bool(evict and absorb and self.settings.sink.frames),
         )
 
-    def _advance(self, context: Tensor, sink: Tensor, new: Tensor, to_sink: int, evict: int) -> tuple[Tensor, Tensor]:
+    def _advance(
+        self, context: Tensor, sink: Tensor, new: Tensor, to_sink: int, evict: int, absorb: bool
+    ) -> tuple[Tensor, Tensor]:
         """The next context and the next sink, of the keys or of the values."""
         policy = self.settings.sink
         first, new = new.tensor_split([to_sink], dim=FRAMES)
@@ -181,7 +196,7 @@ class KVCache:
         from_old = min(evict, old.shape[FRAMES])
         gone_old, kept_old = old.tensor_split([from_old], dim=FRAMES)
         gone_new, kept_new = new.tensor_split([evict - from_old], dim=FRAMES)
-        if evict and policy.frames:
+        if evict and absorb and policy.frames:
             gone = torch.cat([gone_old, gone_new], dim=FRAMES)
             sink = policy.absorb(sink, gone, slot=self.evicted % policy.frames)
         return torch.cat([sink.to(new.dtype), kept_old, kept_new], dim=FRAMES), sink

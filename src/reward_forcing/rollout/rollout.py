@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from reward_forcing.flow import add_noise, euler_step, widen, x0_to_velocity
-from reward_forcing.models.attention import KV, DenoiserProtocol, Past, TextContext
+from reward_forcing.models.attention import KV, DenoiserProtocol, Past, Text, TextContext, TextMix
 from reward_forcing.rollout.kv_cache import KVCache
 from reward_forcing.rollout.noise import Noise
 from reward_forcing.rollout.schedule import Pass
+from reward_forcing.rollout.switches import Keep, SwitchPolicy
 
 KVGrad = Literal["none", "clean", "stale"]
 """Whether gradients reach earlier chunks through the cache.
@@ -43,7 +44,7 @@ class Finished:
 
     index: int
     latents: Tensor
-    text: TextContext
+    text: Text
     passes: int
     kv: KV | None = None
     """Keys and values of its last pass, in the graph, where `kv_grad` is stale."""
@@ -62,7 +63,9 @@ class RolloutState:
     """Everything a rollout knows between two chunks, as a plain value: keep it to rewind, branch or save.
 
     index: the next chunk to finish. primed: how many chunks before it were given rather than generated. start: its
-    first latent frame. noisy: the chunks in flight, oldest first, starting with `index`.
+    first latent frame. noisy: the chunks in flight, oldest first, starting with `index`. since: the first chunk of
+    `text`. earlier: texts before it that the switch policy still mixes in, with the first chunk of each, oldest first.
+    recent: what the latest clean passes were given, as far back as the switch policy recalls.
     """
 
     cache: KVCache
@@ -72,6 +75,14 @@ class RolloutState:
     start: int = 0
     pending: Finished | None = None
     noisy: tuple[Noisy, ...] = ()
+    since: int = 0
+    earlier: tuple[tuple[int, TextContext], ...] = ()
+    recent: tuple[Tensor, ...] = ()
+
+    @property
+    def texts(self) -> tuple[tuple[int, TextContext], ...]:
+        """The texts that the next chunk may read, with the first chunk of each, oldest first; `text` is the last."""
+        return (*self.earlier, (self.since, self.text))
 
 
 class Rollout:
@@ -81,6 +92,7 @@ class Rollout:
     its batch is the rollout's. shape: (C, h, w) of a latent frame. context_noise: sigma at which finished chunks enter
     the cache (0: clean). device, dtype: where and in what the network computes; noise, x0 and re-noising are float32.
     kv_grad: see `KVGrad`. A pass is differentiable where the schedule says so and gradients are enabled around it.
+    switch: what becomes of the cache when `text` is set, and how one text gives way to the next (see `SwitchPolicy`).
 
     A chunk is yielded as soon as it is final. Its clean pass runs when the next chunk, or `cache`, is asked for, with
     the text the chunk was generated with; a reader who stops never pays for it. Between two chunks `text` may be set
@@ -101,6 +113,7 @@ class Rollout:
         dtype: torch.dtype = torch.float32,
         context_noise: float = 0.0,
         kv_grad: KVGrad = "none",
+        switch: SwitchPolicy | None = None,
     ) -> None:
         if len(shape) != 3:
             raise ValueError(f"shape must be (channels, rows, columns) of a latent frame, got {tuple(shape)}")
@@ -116,6 +129,7 @@ class Rollout:
         self._dtype = dtype
         self._context_noise = context_noise
         self._kv_grad = kv_grad
+        self._switch = switch or Keep()
         self._state = RolloutState(cache, text)
         self._shown: tuple[KVCache, int, bool, Past | None] | None = None
 
@@ -136,12 +150,24 @@ class Rollout:
 
     @property
     def text(self) -> TextContext:
-        """The text of the chunks to come."""
+        """The text of the chunks to come; setting it commits the last yielded chunk and asks the switch policy."""
         return self._state.text
 
     @text.setter
     def text(self, text: TextContext) -> None:
-        self._state = replace(self._state, text=text)
+        self._settle()
+        state = self._state
+        unread = state.since == state.index  # no chunk has read the text that was set last
+        earlier = state.earlier if unread else state.texts
+        self._state = self._without_forgotten(replace(state, text=text, since=state.index, earlier=earlier))
+        read = self._read()
+
+        def clean(x: Tensor, over: KVCache) -> KV:
+            return self._clean(x, read, over.past(x.shape[1]) if over.frames else None)
+
+        with torch.set_grad_enabled(self._kv_grad == "clean" and torch.is_grad_enabled()):
+            cache = self._switch.cache(state.cache, state.recent, clean)
+        self._state = replace(self._state, cache=self._checked(cache))
 
     @property
     def cache(self) -> KVCache:
@@ -151,12 +177,16 @@ class Rollout:
 
     @cache.setter
     def cache(self, cache: KVCache) -> None:
+        self._state = replace(self._state, cache=self._checked(cache), pending=None, recent=())
+
+    def _checked(self, cache: KVCache) -> KVCache:
+        """`cache`, unless it is for chunks of another size."""
         if cache.settings.chunk_frames != self._shape[0]:
             raise ValueError(
                 f"the rollout's chunks have {self._shape[0]} frames, the new cache expects chunks of "
                 f"{cache.settings.chunk_frames}; start a new rollout to change the chunk"
             )
-        self._state = replace(self._state, cache=cache, pending=None)
+        return cache
 
     def prime(self, latents: Tensor) -> None:
         """Push given clean latents [B, F, C, h, w] through the cache, as if they had just been generated.
@@ -176,7 +206,7 @@ class Rollout:
         first = latents.shape[1] % chunk or chunk
         for piece in (latents[:, :first], *latents[:, first:].split(chunk, dim=1)):
             if piece.shape[1]:
-                self._commit(piece.to(self._device), self.text, self._state.index, passes=0)
+                self._commit(piece.to(self._device), self._read(), self._state.index, passes=0)
                 self._advance(piece.shape[1], primed=1)
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -207,7 +237,7 @@ class Rollout:
             raise ValueError(f"the noise has {x.shape[0]} samples, the cache holds {past.keys.shape[1]}")
         with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
             wants_kv = self._kv_grad == "stale" and step.finishes and torch.is_grad_enabled()
-            prediction = self._denoiser(x, sigma, state.text, past, want_kv=wants_kv)
+            prediction = self._denoiser(x, sigma, self._read(), past, want_kv=wants_kv)
             x0 = prediction.x0
         after = []
         for number, before, clean, now, then in zip(
@@ -231,13 +261,33 @@ class Rollout:
         """Number a finished chunk, and leave its clean pass for later."""
         chunk = Chunk(self._state.index, latents, self._state.start)
         kept = latents if self._kv_grad == "clean" else latents.detach()
-        self._state = replace(self._state, pending=Finished(chunk.index, kept, self.text, passes, kv))
+        self._state = replace(self._state, pending=Finished(chunk.index, kept, self._read(), passes, kv))
         self._advance(self._shape[0])
         return chunk
 
     def _advance(self, frames: int, primed: int = 0) -> None:
         state = self._state
-        self._state = replace(state, index=state.index + 1, primed=state.primed + primed, start=state.start + frames)
+        after = replace(state, index=state.index + 1, primed=state.primed + primed, start=state.start + frames)
+        self._state = self._without_forgotten(after)
+
+    def _read(self) -> Text:
+        """What the next chunk reads: the text, or what the switch policy mixes of it and the texts before."""
+        weighed = zip(self._weights(self._state), self._state.texts, strict=True)
+        mix = TextMix(tuple((weight, text) for weight, (_, text) in weighed if weight))
+        return mix.parts[0][1] if len(mix.parts) == 1 else mix
+
+    def _weights(self, state: RolloutState) -> tuple[float, ...]:
+        """How much the next chunk reads of each of the texts."""
+        ages = tuple(state.index - since for since, _ in state.texts)
+        weights = self._switch.weights(ages)
+        if len(weights) != len(ages):
+            raise ValueError(f"'{self._switch.kind}' must weigh the {len(ages)} prompts of ages {ages}, got {weights}")
+        return weights
+
+    def _without_forgotten(self, state: RolloutState) -> RolloutState:
+        """`state` without the oldest texts of which its next chunk reads nothing."""
+        forgotten = next((number for number, weight in enumerate(self._weights(state)) if weight), 0)
+        return replace(state, earlier=state.earlier[forgotten:])
 
     def _settle(self) -> None:
         """Commit the last yielded chunk if that has not been done."""
@@ -246,21 +296,35 @@ class Rollout:
             self._commit(pending.latents, pending.text, pending.index, pending.passes, pending.kv)
             self._state = replace(self._state, pending=None)
 
-    def _commit(self, latents: Tensor, text: TextContext, index: int, passes: int, stale: KV | None = None) -> None:
+    def _commit(self, latents: Tensor, text: Text, index: int, passes: int, stale: KV | None = None) -> None:
         """Run the clean pass of `latents` and commit its keys and values, with the graph of `stale` if there is one."""
         past = self._past(latents.shape[1], self._state.cache.settings.clean_pass_sees_sink)
         with torch.set_grad_enabled(self._kv_grad == "clean" and torch.is_grad_enabled()):
             x = latents.to(self._dtype)
             if self._context_noise:
                 x = self._add_noise(latents, index, passes, self._context_noise)
-            sigma = self._sigma(self._context_noise, x.shape[1])
-            kv = self._denoiser(x, sigma, text, past, want_kv=True).kv
-            assert kv is not None, "the denoiser returned no keys and values although they were asked for"
+            kv = self._clean(x, text, past)
         self._shown = None
         if stale is not None:
             kv = KV(_with_graph(kv.keys, stale.keys), _with_graph(kv.values, stale.values))
         with torch.set_grad_enabled(self._kv_grad != "none" and torch.is_grad_enabled()):
-            self._state = replace(self._state, cache=self._state.cache.commit(kv))
+            self._state = replace(self._state, cache=self._state.cache.commit(kv), recent=self._recalled(x))
+
+    def _clean(self, x: Tensor, text: Text, past: Past | None) -> KV:
+        """Keys and values of finished frames, given as they enter the cache."""
+        kv = self._denoiser(x, self._sigma(self._context_noise, x.shape[1]), text, past, want_kv=True).kv
+        assert kv is not None, "the denoiser returned no keys and values although they were asked for"
+        return kv
+
+    def _recalled(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The latest clean passes' inputs with `x` as the last, as few as the switch policy asks for."""
+        limit = self._switch.recall_frames(self._state.cache.settings)
+        if limit is not None and limit < 1:
+            return ()
+        recent = (*self._state.recent, x.clone())  # x may be a part of a longer video's storage
+        while limit is not None and sum(latents.shape[1] for latents in recent[1:]) >= limit:
+            recent = recent[1:]
+        return recent
 
     def _past(self, frames: int, with_sink: bool = True) -> Past | None:
         """What the next `frames` frames see, its keys rotated once for all passes of a chunk.

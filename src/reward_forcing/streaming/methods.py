@@ -1,4 +1,4 @@
-"""The published ways of streaming, as values: steps, schedule, chunk, window, sink and positions under one name.
+"""The published ways of streaming, as values: steps, schedule, chunk, window, sink, positions, clips and switch.
 
 Owns which numbers make a method and how a model's own numbers and a method's are combined. A new method is a new entry
 of `METHODS`; knows no network and no file.
@@ -24,10 +24,13 @@ from reward_forcing.rollout import (
     SCHEDULES,
     CacheSettings,
     EmaSink,
+    Keep,
     NoSink,
     Pass,
+    Recache,
     SinkSettings,
     StaticSink,
+    SwitchSettings,
     chunks_at_once,
 )
 
@@ -62,7 +65,8 @@ class Method(Settings):
     denoising_steps count 1..1000 before the `shift` of the noise schedule; schedule, one of `SCHEDULES`, spreads them
     over the chunks. chunk_frames, window_frames: latent frames; the window counts the sink and all chunks that are
     denoised together, None keeps everything. clean_pass_sees_sink: see `CacheSettings`. context_noise: sigma at which
-    finished chunks enter the cache. clips: how a long video is made of clips, None for one without end.
+    finished chunks enter the cache. clips: how a long video is made of clips, None for one without end. switch: what a
+    new prompt does to the cache.
     Raises ValueError for steps that do not decrease, for a window without room for the sink and what is denoised
     together, and for clips that do not fit chunk and schedule.
     """
@@ -77,6 +81,7 @@ class Method(Settings):
     clean_pass_sees_sink: bool = True
     context_noise: Annotated[NonNegativeFloat, Field(lt=1.0)] = 0.0
     clips: ClipSettings | None = None
+    switch: SwitchSettings = Keep()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Method":
@@ -141,7 +146,9 @@ METHODS: dict[str, Method] = {
     "reward": Method(window_frames=9, sink=EmaSink(frames=3, alpha=0.999), positions="relative"),
     # the reference code keeps 21 frames, the length it was trained on, and no sink
     "self": Method(window_frames=21, sink=NoSink(), positions="absolute"),
-    "longlive": Method(window_frames=12, sink=StaticSink(frames=3), positions="absolute"),
+    "longlive": Method(window_frames=12, sink=StaticSink(frames=3), positions="absolute", switch=Recache()),
+    # the same for endless video: the sink stays as near to the window as in the clips the network was trained on
+    "longlive-infinity": Method(window_frames=12, sink=StaticSink(frames=3), positions="relative", switch=Recache()),
     # five chunks in flight, one chunk of the past and, just before it by the relative positions, the sink;
     # clean_pass_sees_sink=False repeats the published code (docs/errata.md)
     "rolling": Method(
@@ -182,7 +189,8 @@ def streaming_settings(
     changes: the user's own, over all others, as a mapping or as `a.b=value` (`sink.alpha=0.9`).
 
     Without a method, or with the model's own, every number that the model gives replaces the method's. Another method
-    brings its own window, sink and positions and leaves what belongs to the weights, `OF_THE_WEIGHTS`, to the model.
+    brings its own window, sink, positions and switch and leaves what belongs to the weights, `OF_THE_WEIGHTS`, to the
+    model.
     Raises ValueError for an unknown method or setting, and for numbers that do not fit together.
     """
     own = dict(own or {})

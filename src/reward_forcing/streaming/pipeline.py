@@ -21,7 +21,7 @@ from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.rollout import KVCache, Rollout, SeededNoise
+from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
 from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.methods import StreamingSettings
 from reward_forcing.streaming.model_folder import BUNDLED, ModelFolder, open_model_folder, write_model_folder
@@ -101,6 +101,7 @@ class StreamingVideoPipeline:
         prompt: str | Sequence[str],
         *,
         at: At | None = None,
+        switch: SwitchPolicy | None = None,
         seed: int | None = None,
         seeds: Sequence[int] | None = None,
         height: int | None = None,
@@ -108,8 +109,9 @@ class StreamingVideoPipeline:
     ) -> VideoStream:
         """The endless video of `prompt`, or a batch of them: one prompt for each sample, or one that all share.
 
-        at: prompt changes, such as `{5.0: "a blue ball"}`. seed: of every sample (0 if not given); seeds: one for each.
-        A sample depends on its own prompt and seed only, and the frames of a shorter video begin a longer one.
+        at: prompt changes, such as `{5.0: "a blue ball"}`. switch: what a new prompt does to the cache, in place of the
+        method's policy, such as `Blend(chunks=2)`. seed: of every sample (0 if not given); seeds: one for each. A
+        sample depends on its own prompt and seed only, and the frames of a shorter video begin a longer one.
         height, width: pixels, in place of the model's own.
         Raises ValueError for empty prompts, bad times, counts that do not fit, and sizes that do not divide.
         """
@@ -127,7 +129,8 @@ class StreamingVideoPipeline:
             context_noise = self.settings.context_noise
             where = {"device": weight.device, "dtype": weight.dtype}
             passes = self.settings.passes()
-            return Rollout(denoiser, passes, cache, noise, text, shape, context_noise=context_noise, **where)
+            how = {"context_noise": context_noise, "switch": switch or self.settings.switch}
+            return Rollout(denoiser, passes, cache, noise, text, shape, **how, **where)
 
         def encode(prompts: Prompts) -> TextContext:
             return self.encode(prompts).expand(len(noise.seeds))
@@ -142,6 +145,7 @@ class StreamingVideoPipeline:
         seconds: float,
         *,
         at: At | None = None,
+        switch: SwitchPolicy | None = None,
         seed: int | None = None,
         seeds: Sequence[int] | None = None,
         height: int | None = None,
@@ -154,7 +158,7 @@ class StreamingVideoPipeline:
         """
         at = changes_of(at)
         Timeline.of(prompt, at).check_reached(last_start(self.geometry, seconds))
-        stream = self.stream(prompt, at=at, seed=seed, seeds=seeds, height=height, width=width)
+        stream = self.stream(prompt, at=at, switch=switch, seed=seed, seeds=seeds, height=height, width=width)
         return torch.cat([chunk.frames.cpu() for chunk in stream.until(seconds)], dim=1)
 
     @torch.inference_mode()

@@ -22,8 +22,8 @@ _FORM = "expected TIME: PROMPT, such as '5s: a blue ball' or '1m30s: a blue ball
 class Timeline:
     """Prompts by the time, in seconds of video, from which they count; the first ones count from 0.
 
-    A change at time t takes effect at the first chunk whose first frame is shown at t or later, as in Reward Forcing's
-    interactive generation: new text at a chunk boundary, the self-attention cache kept.
+    A change at time t takes effect at the first chunk whose first frame is shown at t or later. What it does to the
+    cache is the method's switch policy.
     """
 
     changes: tuple[tuple[float, Prompts], ...]

@@ -22,7 +22,8 @@ from reward_forcing.streaming.prompts import Prompts, Timeline, check_prompts
 
 STAGES = ("text", "dit", "commit", "decode")
 """What a chunk's time goes to: a new prompt's text encoder and cross-attention keys; the denoising passes; the clean
-pass of the chunk before, whose keys and values enter the cache, or the beginning of a new clip; the VAE."""
+pass of the chunk before, whose keys and values enter the cache, and what a new prompt computes anew, or the beginning
+of a new clip; the VAE."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class VideoChunk:
 class VideoStream(Iterator[VideoChunk]):
     """The chunks of a video without end; made by `StreamingVideoPipeline.stream`.
 
-    `prompt` may be set between two chunks and counts from the next one on: new cross-attention context, the
-    self-attention cache kept. Chunks that a joint schedule has in flight go on with it. Memory stops growing once the
+    `prompt` may be set between two chunks and counts from the next one on; what becomes of the self-attention cache is
+    the rollout's switch policy. Chunks that a joint schedule has in flight go on with it. Memory stops growing once the
     window is full. Nothing is computed before the first chunk is asked for. rollout, vae_state: what the stream is made
     of, to be read between two chunks.
 
@@ -113,7 +114,9 @@ class VideoStream(Iterator[VideoChunk]):
         with torch.inference_mode():
             if self._prompts != self._encoded:
                 with self._measure("text"):
-                    self.rollout.text = self._encode(self._prompts)
+                    text = self._encode(self._prompts)
+                with self._measure("commit"):
+                    self.rollout.text = text
                 self._encoded = self._prompts
             with self._measure("commit"):
                 if self._clips.is_over(self.rollout):
