@@ -54,15 +54,15 @@ def run(
 
     part = parse_share(share)
     wanted = open_suite(suite, prompts, seeds, quick)
-    folder = None
+    source = None
     if not wanted.is_made:
-        folder, model = _open_model(model or "mini", method, weights, changes)
+        source, model = _open_model(model or "mini", method, weights, changes)
     elif any((model, weights, method, changes, seed)):
         raise ValueError(
             f"'{suite}' is a folder of videos, so nothing is generated; leave model, settings and seed out"
         )
     how = {"name": model or "", "seed": seed, "batch": batch, "share": part, "quiet": as_json}
-    results = evaluate(wanted, out, folder, command=shlex.join(["rforce", *sys.argv[1:]]), **how)
+    results = evaluate(wanted, out, source, command=shlex.join(["rforce", *sys.argv[1:]]), **how)
     if results is None:
         text = f"share {share} is done; the results come with the last of {part[1]} shares"
         typer.echo(json.dumps({"results": None, "note": text}) if as_json else text)
@@ -77,11 +77,12 @@ def _open_model(model: str, method: str | None, weights: str | None, changes: li
     """The model, looked through but not loaded, and its name for the record."""
     import transformers
 
+    from reward_forcing.evaluation.sources import StreamedSource
     from reward_forcing.streaming.model_folder import open_model_folder
 
     transformers.utils.logging.disable_progress_bar()
     folder = open_model_folder(model, method, weights, changes or ())
-    return folder, model if weights is None else f"{model} with {weights}"
+    return StreamedSource(folder), model if weights is None else f"{model} with {weights}"
 
 
 def _table(results: "EvalResults") -> str:
