@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluation.tiny_pipelines import write_pipeline
 
 from reward_forcing.cli.main import main
 from reward_forcing.evaluation import set_scores
@@ -75,6 +76,38 @@ def test_a_run_prints_main_scores_with_intervals_and_the_path(
     assert table["flicker"].endswith("levels")
     assert " % " in table["flow_moves"]
     assert table["flow_moves"].endswith("of 3 clips")
+
+
+def test_a_run_takes_a_diffusers_pipeline_in_place_of_a_model(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_pipeline(tmp_path / "wan", "WanPipeline")
+    how = [f"--set={one}" for one in ("num_inference_steps=1", "height=32", "width=32", "max_sequence_length=16")]
+    arguments = ("--suite", place / "prompts.jsonl", "--pipeline", f"tiny={folder}", *how, "--out", tmp_path / "out")
+    assert rforce("run", *arguments, "--prompts", 2, "--size", "16x16", "--fps", 8) == 0
+    assert capsys.readouterr().out.startswith("1s: 2 clips of 2 prompts, 1 s\n")
+    origin = read_results(tmp_path / "out").provenance
+    assert (origin.model, origin.streaming["pipeline"]) == ("tiny", "WanPipeline")
+    assert str(origin.form) == "16x16 at 8"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pipeline", "a=b", "--model", "mini"], "leave the others out"),
+        (["--pipeline", "a=b", "--folder", "c=d"], "leave the others out"),
+        (["--folder", "theirs=d", "--set", "fps=8"], "leave the others out"),
+        (["--folder", "theirs=nowhere"], "No such file or directory: nowhere"),
+        (["--pipeline", "nowhere"], "no file, folder or bundled model 'nowhere'"),
+        (["--size", "64x64"], "give --size and --fps together"),
+    ],
+)
+def test_sources_that_exclude_each_other_are_refused(
+    place: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rforce("run", "--suite", place / "prompts.jsonl", "--out", tmp_path / "out", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_as_json_is_the_results_without_the_clips(

@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from reward_forcing.cli.eval_report import report
+from reward_forcing.evaluation.matching import Form
 from reward_forcing.evaluation.paired import LEAST_PROMPTS, pair, verdict_on
 from reward_forcing.evaluation.report import MARKDOWN, PAGE, clips, plots, write_report
 from reward_forcing.evaluation.report.comparison import gather
@@ -650,6 +651,12 @@ def test_a_quick_run_is_called_one(bare: Path) -> None:
     text = Page((bare / PAGE).read_text()).text()
     assert "A quick run with few clips" in text
     assert "made elsewhere" in text
+
+
+def test_the_form_that_clips_were_brought_to_is_told(bare: Path) -> None:
+    form = Form(height=480, width=832, fps=16)
+    write_report(make_results(provenance=provenance(form=form)), bare)
+    assert "brought to 832x480 at 16 frames per second" in Page((bare / PAGE).read_text()).text()
 
 
 @pytest.mark.parametrize(

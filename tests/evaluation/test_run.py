@@ -14,6 +14,7 @@ from reward_forcing.evaluation.clip_scores import measure_clip
 from reward_forcing.evaluation.metrics import METRICS, Rhythm
 from reward_forcing.evaluation.results import EvalResults, read_results
 from reward_forcing.evaluation.run import evaluate, plan
+from reward_forcing.evaluation.sources import StreamedSource
 from reward_forcing.evaluation.suites import PromptSet, Suite, suite_of_folder
 from reward_forcing.evaluation.world_suite import held_out_prompts
 from reward_forcing.streaming.model_folder import ModelFolder, open_model_folder
@@ -40,7 +41,9 @@ def whole(tiny: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluations") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(set_scores, "RESAMPLES", 100)
-        assert evaluate(SUITE, out, tiny, name="tiny", seed=5, batch=2, command="rforce eval run", quiet=True)
+        assert evaluate(
+            SUITE, out, StreamedSource(tiny), name="tiny", seed=5, batch=2, command="rforce eval run", quiet=True
+        )
     return out
 
 
@@ -53,7 +56,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def again(out: Path, model: ModelFolder | None, suite: Suite = SUITE, **changes: Any) -> EvalResults | None:
-    return evaluate(suite, out, model, **{"seed": 5, "batch": 2, "quiet": True, **changes})
+    source = None if model is None else StreamedSource(model)
+    return evaluate(suite, out, source, **{"seed": 5, "batch": 2, "quiet": True, **changes})
 
 
 def records(out: Path) -> dict[str, bytes]:
@@ -233,7 +237,7 @@ def test_a_folder_with_other_results_is_left_alone(tiny: ModelFolder, tmp_path: 
 def test_blocks_hold_as_much_video_however_long_the_clips_are(tiny: ModelFolder) -> None:
     sets = [PromptSet(f"{length}s", ("a",) * 10, length, seeds=2) for length in (1, 5, 20, 60)]
     sizes = {one.name: [] for one in sets}
-    for block in plan(Suite("file", tuple(sets)), tiny, batch=8):
+    for block in plan(Suite("file", tuple(sets)), StreamedSource(tiny), batch=8):
         sizes[block.prompts.name].append(len(block.samples))
     assert sizes == {"1s": [8, 8, 4], "5s": [8, 8, 4], "20s": [2] * 10, "60s": [1] * 20}
 
@@ -241,7 +245,7 @@ def test_blocks_hold_as_much_video_however_long_the_clips_are(tiny: ModelFolder)
 def test_prompts_with_a_known_scene_are_judged(tiny: ModelFolder, tmp_path: Path) -> None:
     truth = tuple(held_out_prompts(2))
     prompts = PromptSet("short", tuple(prompt.text for prompt in truth), 1.0, truth=truth)
-    results = evaluate(Suite("mini", (prompts,)), tmp_path, tiny, quiet=True)
+    results = evaluate(Suite("mini", (prompts,)), tmp_path, StreamedSource(tiny), quiet=True)
     assert results is not None
     for sample in results.samples:
         assert {"motion", "moves", "aligned"} <= sample.right.keys()
@@ -287,9 +291,9 @@ def test_a_video_that_was_replaced_is_another_recipe(folder: Path, tmp_path: Pat
 
 def test_a_suite_gets_a_model_exactly_if_it_needs_one(folder: Path, tiny: ModelFolder, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="takes no model"):
-        evaluate(suite_of_folder(folder), tmp_path / "out", tiny)
+        evaluate(suite_of_folder(folder), tmp_path / "out", StreamedSource(tiny))
     with pytest.raises(ValueError, match="needs a model"):
         evaluate(SUITE, tmp_path / "out")
     with pytest.raises(ValueError, match="share i of n"):
-        evaluate(SUITE, tmp_path / "out", tiny, share=(2, 2))
+        evaluate(SUITE, tmp_path / "out", StreamedSource(tiny), share=(2, 2))
     assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reward_forcing.cli.shares import parse_share
+from reward_forcing.cli.sources import form_of, open_model, open_pipeline, parse_named
 from reward_forcing.config import unknown
 
 if TYPE_CHECKING:
@@ -32,9 +33,18 @@ def run(
     model: Annotated[str | None, typer.Option(help="Bundled name, folder or hub id. [default: mini]")] = None,
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
     method: Annotated[str | None, typer.Option(help="How it streams; see rforce schedule.")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: 'sink.alpha=0.9'. Repeatable.")
+    pipeline: Annotated[
+        str | None, typer.Option(help="A diffusers pipeline in place of a model: [NAME=]folder or hub id.")
     ] = None,
+    folder: Annotated[
+        str | None, typer.Option(help="Videos of the suite's prompts in place of a model: [NAME=]folder.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting: 'sink.alpha=0.9', 'num_inference_steps=20'. Repeatable."),
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT that clips are brought to before measuring.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second that clips are brought to, likewise.")] = None,
     prompts: Annotated[int | None, typer.Option(min=2, help="How many prompts. [default: the suite's]")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Clips of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first prompt; the others count up.")] = 0,
@@ -47,22 +57,35 @@ def run(
     from reward_forcing.optical_flow import opencv
 
     opencv()
+    from reward_forcing.evaluation.matching import WORLD_FORM
     from reward_forcing.evaluation.report import write_report
     from reward_forcing.evaluation.results import RESULTS
     from reward_forcing.evaluation.run import evaluate
     from reward_forcing.evaluation.suites import open_suite
+    from reward_forcing.evaluation.video_source import videos_for
 
-    part = parse_share(share)
+    part, form = parse_share(share), form_of(size, fps)
     wanted = open_suite(suite, prompts, seeds, quick)
-    folder = None
-    if not wanted.is_made:
-        folder, model = _open_model(model or "mini", method, weights, changes)
-    elif any((model, weights, method, changes, seed)):
+    if wanted.is_made and any((model, weights, method, pipeline, folder, changes, seed)):
         raise ValueError(
             f"'{suite}' is a folder of videos, so nothing is generated; leave model, settings and seed out"
         )
-    how = {"name": model or "", "seed": seed, "batch": batch, "share": part, "quiet": as_json}
-    results = evaluate(wanted, out, folder, command=shlex.join(["rforce", *sys.argv[1:]]), **how)
+    if sum(map(bool, (model or weights or method, pipeline, folder))) > 1 or (folder and changes):
+        raise ValueError("--pipeline and --folder take the place of a model and its options; leave the others out")
+    source, name = None, ""
+    if pipeline is not None:
+        name, place = parse_named(pipeline, "--pipeline")
+        source = open_pipeline(place, changes or ())
+    elif folder is not None:
+        name, place = parse_named(folder, "--folder")
+        source = videos_for(wanted, Path(place))
+    elif not wanted.is_made:
+        name = (model or "mini") + (f" with {weights}" if weights else "")
+        source = open_model(model or "mini", method, weights, changes or ())
+    if (pipeline or folder) and any(one.truth for one in wanted.sets):
+        form = form or WORLD_FORM
+    how = {"form": form, "name": name, "seed": seed, "batch": batch, "share": part, "quiet": as_json}
+    results = evaluate(wanted, out, source, command=shlex.join(["rforce", *sys.argv[1:]]), **how)
     if results is None:
         text = f"share {share} is done; the results come with the last of {part[1]} shares"
         typer.echo(json.dumps({"results": None, "note": text}) if as_json else text)
@@ -71,17 +94,6 @@ def run(
     paths = {"results": str(out / RESULTS), "report": str(page)}
     record = paths | results.model_dump(mode="json", exclude={"samples"})
     typer.echo(_as_json(record) if as_json else "\n".join([_table(results), *paths.values()]))
-
-
-def _open_model(model: str, method: str | None, weights: str | None, changes: list[str] | None) -> tuple[Any, str]:
-    """The model, looked through but not loaded, and its name for the record."""
-    import transformers
-
-    from reward_forcing.streaming.model_folder import open_model_folder
-
-    transformers.utils.logging.disable_progress_bar()
-    folder = open_model_folder(model, method, weights, changes or ())
-    return folder, model if weights is None else f"{model} with {weights}"
 
 
 def _table(results: "EvalResults") -> str:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from reward_forcing.streaming.stream import VideoChunk
 
 DEFAULT_SECONDS = 5.0
-SHOWN_SIZE = 384  # pixels of the shorter side up to which small frames are enlarged
 EXIT_INTERRUPTED = 130
 
 
@@ -106,7 +105,7 @@ def _make(
 
     transformers.utils.logging.disable_progress_bar()
     geometry, (prompt, *later) = folder.geometry, timeline.singles()
-    with _progress(quiet) as bar, _notes():
+    with _progress(quiet) as bar, notes():
         task = bar.add_task("loading the model", total=None, fps="")
 
         def show(chunk: "VideoChunk", recording: "Recording") -> None:
@@ -162,9 +161,11 @@ def _length(seconds: float | None, endless: bool) -> float | None:
 
 
 def _scale(folder: "ModelFolder", scale: int | None) -> int:
+    from reward_forcing.streaming.video_io import viewing_scale
+
     if scale is not None and scale < 1:
         raise ValueError(f"--scale must be a whole number of at least 1, got {scale}")
-    return scale or max(1, SHOWN_SIZE // min(folder.geometry.height, folder.geometry.width))
+    return scale or viewing_scale(folder.geometry.height, folder.geometry.width)
 
 
 def _file_name(prompt: str) -> str:
@@ -186,10 +187,17 @@ def _progress(quiet: bool) -> Progress:
 
 
 @contextmanager
-def _notes() -> Iterator[None]:
-    """Show the package's warnings as notes above the progress bar."""
+def notes() -> Iterator[None]:
+    """Show the package's warnings as notes above the progress bar, each once."""
     logger, handler = logging.getLogger("reward_forcing"), logging.Handler(logging.WARNING)
-    handler.emit = lambda record: console().print(f"note: {record.getMessage()}", markup=False, soft_wrap=True)
+    told: set[str] = set()
+
+    def tell(record: logging.LogRecord) -> None:
+        if (message := record.getMessage()) not in told:
+            told.add(message)
+            console().print(f"note: {message}", markup=False, soft_wrap=True)
+
+    handler.emit = tell
     logger.addHandler(handler)
     try:
         yield

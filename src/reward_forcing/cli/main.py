@@ -35,6 +35,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "generate": Verb("generate:generate", "Make a video of a prompt."),
+    "compare": Verb("compare:compare", "Render a prompt with several methods side by side."),
     "schedule": Verb("schedule:schedule", "Draw when a method denoises what, and what its attention sees."),
     "train": Verb("train:train", "Train one stage of the recipe."),
     "data": Verb("data:app", "Make what is trained on: of the procedural world, or of your videos."),

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -19,18 +20,26 @@ from av.video.frame import VideoFrame
 from PIL import Image
 from torch import Tensor
 
+Picture = TypeVar("Picture")
+
 SAME_TIME = 1e-6
 """Seconds by which two times may differ that are meant to be equal."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds, as its packets tell: seconds it lasts, pixels of a frame as stored, and its title."""
+    """What a file holds, as its packets tell: seconds and frames, pixels of a frame as stored, and its title."""
 
     seconds: float
+    frames: int
     height: int
     width: int
     title: str
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, on average."""
+        return self.frames / self.seconds
 
 
 def look_at(path: Path) -> VideoInfo:
@@ -43,7 +52,7 @@ def look_at(path: Path) -> VideoInfo:
             raise ValueError(f"'{path}' holds no frames")
         last = max(packets, key=lambda packet: packet.pts or 0)
         length = (last.pts or 0) + (last.duration or 0) - min(packet.pts or 0 for packet in packets)
-        return VideoInfo(float(length * (last.time_base or 1)), stream.height, stream.width, title)
+        return VideoInfo(float(length * (last.time_base or 1)), len(packets), stream.height, stream.width, title)
 
 
 def frames_in(seconds: float, fps: float) -> int:
@@ -72,21 +81,38 @@ def read_clip(path: Path, start: float, frames: int, fps: float, size: tuple[int
 def _pictures(path: Path, times: Sequence[float], size: tuple[int, int], seek: bool) -> list[np.ndarray] | None:
     """The pictures [H, W, 3] at these times, fewer if the file ends; None if seeking went past the first of them."""
     with _open(path) as container:
-        stream = container.streams.video[0]
-        begin = float((stream.start_time or 0) * (stream.time_base or 0))
-        gap = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+        begin, gap, aspect = _measures(container)
         if seek:
             try:
                 container.seek(int((begin + times[0]) * av.time_base))
             except FFmpegError:
                 return None
-        aspect = float(stream.sample_aspect_ratio or 1)
         pictures = []
-        for number, (time, frame) in enumerate(_nearest(_timed(path, container, begin), times, gap)):
+        for number, (time, frame) in enumerate(nearest_in_time(_timed(path, container, begin), times, gap)):
             if seek and number == 0 and time > times[0] + gap:
                 return None
             pictures.append(_picture(frame, aspect, size))
         return pictures
+
+
+def pictures_of(path: Path, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """All pictures [H, W, 3] uint8 of a file at `fps`, one by one: chosen, cropped and resized as in `read_clip`.
+
+    Raises ValueError, at the first of them or later, if the file cannot be read.
+    """
+    times = [number / fps for number in range(frames_in(look_at(path).seconds, fps))]
+    with _reading(path), _open(path) as container:
+        begin, gap, aspect = _measures(container)
+        for _, frame in nearest_in_time(_timed(path, container, begin), times, gap):
+            yield _picture(frame, aspect, size)
+
+
+def _measures(container: InputContainer) -> tuple[float, float, float]:
+    """Of the video in a container: the time of its first frame, seconds from frame to frame, a pixel's aspect."""
+    stream = container.streams.video[0]
+    begin = float((stream.start_time or 0) * (stream.time_base or 0))
+    gap = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+    return begin, gap, float(stream.sample_aspect_ratio or 1)
 
 
 def _timed(path: Path, container: InputContainer, begin: float) -> Iterator[tuple[float, VideoFrame]]:
@@ -97,10 +123,13 @@ def _timed(path: Path, container: InputContainer, begin: float) -> Iterator[tupl
         yield frame.time - begin, frame
 
 
-def _nearest(
-    timed: Iterator[tuple[float, VideoFrame]], times: Sequence[float], gap: float
-) -> Iterator[tuple[float, VideoFrame]]:
-    """For each of the rising `times` the frame nearest to it, the earlier of two; the last one lasts for `gap` more."""
+def nearest_in_time(
+    timed: Iterator[tuple[float, Picture]], times: Sequence[float], gap: float
+) -> Iterator[tuple[float, Picture]]:
+    """From frames with their times, for each of the rising `times` the frame nearest to it, the earlier of two.
+
+    The last frame lasts for `gap` seconds more; what would be later still is left out.
+    """
     before, number = None, 0
     for after in timed:
         while number < len(times) and times[number] <= after[0] + SAME_TIME:
@@ -121,6 +150,14 @@ def _picture(frame: VideoFrame, pixel_aspect: float, size: tuple[int, int]) -> n
     if frame.rotation:
         image = image.rotate(frame.rotation, expand=True)
         pixel_aspect = 1 / pixel_aspect if frame.rotation % 180 else pixel_aspect
+    return fit(image, size, pixel_aspect)
+
+
+def fit(image: Image.Image, size: tuple[int, int], pixel_aspect: float = 1) -> np.ndarray:
+    """A picture [H, W, 3] uint8 cropped around its middle to the shape of `size` (height, width) and resized to it.
+
+    pixel_aspect: width of the image's pixels over their height.
+    """
     height, width = size
     wanted = width / height / pixel_aspect  # in stored pixels
     crop_width, crop_height = min(image.width, image.height * wanted), min(image.height, image.width / wanted)

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from reward_forcing.config import Settings
 from reward_forcing.evaluation.results import RESULTS
 
@@ -21,12 +23,20 @@ def claim(out: Path, recipe: Settings) -> None:
             raise ValueError(f"'{out}' holds a {RESULTS} of something else; use another folder")
         (out / "samples").mkdir(parents=True, exist_ok=True)
         write_settings(out / RECIPE, recipe)
-    held = read_recipe(out, type(recipe))
+    try:
+        held = read_recipe(out, type(recipe))
+    except ValidationError:
+        raise ValueError(f"'{out}' holds something else than this command makes; use another folder") from None
     if held != recipe:
-        theirs, ours = (_flat(one.model_dump(mode="json")) for one in (held, recipe))
-        names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-        changes = ", ".join(f"{name}: {_short(theirs.get(name))} -> {_short(ours.get(name))}" for name in names)
+        changes = differences(held.model_dump(mode="json"), recipe.model_dump(mode="json"))
         raise ValueError(f"'{out}' holds an evaluation of another recipe ({changes}); use another folder, or delete it")
+
+
+def differences(held: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What of two groups of plain values differs: `a.b: 1 -> 2, ...`."""
+    theirs, ours = _flat(held), _flat(wanted)
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return ", ".join(f"{name}: {_short(theirs.get(name))} -> {_short(ours.get(name))}" for name in names)
 
 
 def read_recipe(out: Path, recipe_class: type[R]) -> R:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from reward_forcing.config import Settings, describe
+from reward_forcing.evaluation.matching import Form
 from reward_forcing.evaluation.statistics import Estimate
 
 FORMAT = 1
@@ -111,7 +112,8 @@ class Provenance(Settings):
     """What is needed to make the same numbers again.
 
     model: as it was named. weights: SHA-256 of the transformer's files, None for videos made elsewhere. streaming: the
-    method's numbers. prompts: SHA-256 of all prompts in order. commit: of this package's repository, '' if unknown.
+    method's numbers, or a diffusers pipeline's. prompts: SHA-256 of all prompts in order. commit: of this package's
+    repository, '' if unknown. form: what clips were brought to before they were measured, None for as they were made.
     """
 
     command: str
@@ -125,6 +127,7 @@ class Provenance(Settings):
     versions: dict[str, str]
     machine: str
     quick: bool = False
+    form: Form | None = None
 
 
 class EvalResults(Settings):

@@ -24,30 +24,31 @@ from typing import Any
 
 import numpy as np
 
-from reward_forcing.checkpoints.files import files_hash, find_weights
+from reward_forcing.checkpoints.files import files_hash
 from reward_forcing.config import Settings
+from reward_forcing.data.video_reader import pictures_of
 from reward_forcing.evaluation import environment
 from reward_forcing.evaluation.clip_scores import measure_clip
+from reward_forcing.evaluation.matching import Form, matched
 from reward_forcing.evaluation.metrics import Rhythm
 from reward_forcing.evaluation.metrics.clips import Pixels
 from reward_forcing.evaluation.recipe import claim, read_recipe, write_settings
 from reward_forcing.evaluation.results import EvalResults, Provenance, Sample, write_results
 from reward_forcing.evaluation.set_scores import score_set
+from reward_forcing.evaluation.sources import Source
 from reward_forcing.evaluation.suites import SHORT_SECONDS, PromptSet, Suite
 from reward_forcing.logs import JsonLines, StepProgress
-from reward_forcing.streaming.model_folder import ModelFolder
-from reward_forcing.streaming.pipeline import StreamingVideoPipeline
 from reward_forcing.streaming.video_io import VideoWriter, open_writer, read_video, to_uint8
 
 BATCH = 8
 RUNS = "runs.jsonl"
-HASHED_PARTS = ("vae", "text_encoder")
 
 
 class Recipe(Settings):
     """What determines the numbers of an evaluation. weights, parts: SHA-256; prompts: as in `results.Provenance`.
 
-    sets: name -> what is made. videos: SHA-256 of videos made elsewhere, None where they are generated.
+    sets: name -> what is made. videos: SHA-256 of videos made elsewhere, None where they are generated. form: what
+    every clip was brought to before it was measured, None for as it was made.
     """
 
     suite: str
@@ -60,6 +61,7 @@ class Recipe(Settings):
     streaming: dict[str, Any]
     videos: str | None
     quick: bool
+    form: Form | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,9 @@ class Block:
 def evaluate(
     suite: Suite,
     out: Path,
-    model: ModelFolder | None = None,
+    source: Source | None = None,
     *,
+    form: Form | None = None,
     name: str = "",
     seed: int = 0,
     batch: int = BATCH,
@@ -89,23 +92,25 @@ def evaluate(
 ) -> EvalResults | None:
     """The results of `suite`, also in `out`/results.json; None while clips of other shares are missing.
 
-    model: what generates, looked through but not loaded; None for a folder of videos. name: of the model, for the
-    record. batch: clips of 5 seconds made side by side, fewer of longer ones. share: (i, n) makes every n-th block from
-    the i-th on; the last of n processes to end, or the same command again, writes the results.
-    Raises ValueError, before weights load, if `out` holds clips of another recipe, naming what differs.
+    source: what generates, looked through but not loaded; None for a folder of videos. form: size and rate that clips
+    are brought to before they are measured, None for their own. name: of the source, for the record. batch: clips of 5
+    seconds made side by side, fewer of longer ones. share: (i, n) makes every n-th block from the i-th on; the last of
+    n processes to end, or the same command again, writes the results.
+    Raises ValueError, before weights load, for a source whose clips are too short, and if `out` holds clips of another
+    recipe, naming what differs.
     """
-    if suite.is_made == (model is not None):
+    if suite.is_made == (source is not None):
         wanted = "is a folder of videos and takes no model" if suite.is_made else "needs a model to make its clips"
         raise ValueError(f"suite '{suite.name}' {wanted}")
     if batch < 1 or not 0 <= share[0] < share[1]:
         raise ValueError(f"expected a batch of at least 1 and a share i of n with 0 <= i < n, got {batch} and {share}")
-    blocks = plan(suite, model, seed, batch)
-    claim(out, _recipe(suite, model, seed, batch))
+    blocks = plan(suite, source, seed, batch)
+    claim(out, _recipe(suite, source, form, seed, batch))
     missing = [block for block in blocks[share[0] :: share[1]] if _lacking(out, block)]
     if missing:
         run = {"created": _now(), "commit": environment.commit(), "command": command, "share": list(share)}
         JsonLines(out / RUNS).append(run)
-        _make(missing, out, model, quiet)
+        _make(missing, out, source, form, quiet)
     if any(_lacking(out, block) for block in blocks):
         return None
     samples = [_read(out, sample) for block in blocks for sample in block.samples]
@@ -127,41 +132,49 @@ def evaluate(
     return results
 
 
-def plan(suite: Suite, model: ModelFolder | None, seed: int = 0, batch: int = BATCH) -> list[Block]:
-    """The blocks of a suite, in order; a block holds about `batch` times 5 seconds of video, and one clip at least."""
+def plan(suite: Suite, source: Source | None, seed: int = 0, batch: int = BATCH) -> list[Block]:
+    """The blocks of a suite, in order.
+
+    A block holds about `batch` times 5 seconds of video where clips are streamed side by side, else one clip.
+    """
     blocks = []
     for prompts in suite.sets:
-        samples = [_planned(prompts, index, one, model) for index in range(len(prompts.prompts))
+        samples = [_planned(prompts, index, one, source) for index in range(len(prompts.prompts))
                    for one in prompts.seeds_of(index, seed)]  # fmt: skip
-        size = 1 if prompts.videos else max(1, min(batch, math.floor(batch * SHORT_SECONDS / prompts.seconds)))
+        size = max(1, min(batch, math.floor(batch * SHORT_SECONDS / prompts.seconds)))
+        size = size if source is not None and source.streams else 1
         blocks += [Block(prompts, tuple(samples[first : first + size])) for first in range(0, len(samples), size)]
     return blocks
 
 
-def _planned(prompts: PromptSet, index: int, seed: int, model: ModelFolder | None) -> Sample:
-    frames = model.geometry.frames_for(prompts.seconds) if model else 0
-    seconds = frames / model.geometry.fps if model else prompts.seconds
+def _planned(prompts: PromptSet, index: int, seed: int, source: Source | None) -> Sample:
+    frames = source.frames_for(prompts.seconds) if source else 0
+    seconds = frames / source.rhythm.fps if source else prompts.seconds
+    if seconds < prompts.seconds - 1e-6:
+        raise ValueError(f"set '{prompts.name}' has clips of {prompts.seconds:g} s; the source makes {seconds:.2f} s")
     text = prompts.prompts[index]
     values = {"set": prompts.name, "prompt_index": index, "prompt": text, "seed": seed}
     sample = Sample(**values, seconds=seconds, frames=frames, file="")
     return sample.model_copy(update={"file": f"clips/{sample.name}.mp4"})
 
 
-def _recipe(suite: Suite, model: ModelFolder | None, seed: int, batch: int) -> Recipe:
+def _recipe(suite: Suite, source: Source | None, form: Form | None, seed: int, batch: int) -> Recipe:
     clips = {one.name: sum(len(one.seeds_of(index, 0)) for index in range(len(one.prompts))) for one in suite.sets}
     sets = {one.name: f"{clips[one.name]} clips of {len(one.prompts)} prompts, {one.seconds:g} s" for one in suite.sets}
     videos = [file for one in suite.sets for files in one.videos for file in files]
+    made = source.made_with() if source else None
     return Recipe(
         suite=suite.name,
         sets=sets,
         prompts=suite.prompts_hash(),
         seed=seed,
         batch=batch,
-        weights=files_hash(find_weights(model.transformer)) if model else None,
-        parts={p: files_hash(find_weights(model.path / p)) for p in HASHED_PARTS} if model else {},
-        streaming=model.settings.model_dump(mode="json", exclude={"hint"}) if model else {},
+        weights=made.weights if made else None,
+        parts=made.parts if made else {},
+        streaming=made.settings if made else {},
         videos=files_hash(videos) if videos else None,
         quick=suite.is_quick,
+        form=form,
     )
 
 
@@ -182,8 +195,8 @@ def _lacking(out: Path, block: Block) -> list[int]:
     return [number for number, done in enumerate(is_done) if not done]
 
 
-def _make(blocks: Sequence[Block], out: Path, model: ModelFolder | None, quiet: bool) -> None:
-    pipeline = None if model is None else StreamingVideoPipeline.load(model)
+def _make(blocks: Sequence[Block], out: Path, source: Source | None, form: Form | None, quiet: bool) -> None:
+    loaded = None if source is None else source.load()
     total, clips = math.ceil(sum(block.seconds for block in blocks)), sum(len(block.samples) for block in blocks)
     seconds, made = 0.0, 0
     with StepProgress("seconds of video", 0, total, quiet) as progress:
@@ -192,7 +205,10 @@ def _make(blocks: Sequence[Block], out: Path, model: ModelFolder | None, quiet: 
             def advance(more: float, before: float = seconds) -> None:
                 progress.advance(math.floor(before + more))
 
-            samples = _made(block, out, advance) if pipeline is None else _generated(pipeline, block, out, advance)
+            if source is None:
+                samples = _made(block, out, form, advance)
+            else:
+                samples = _generated(source, loaded, block, out, form, advance)
             for sample in samples:
                 write_settings(_record(out, sample), sample)
             seconds, made = seconds + block.seconds, made + len(block.samples)
@@ -200,27 +216,28 @@ def _make(blocks: Sequence[Block], out: Path, model: ModelFolder | None, quiet: 
 
 
 def _generated(
-    pipeline: StreamingVideoPipeline, block: Block, out: Path, advance: Callable[[float], None]
+    source: Source, loaded: Any, block: Block, out: Path, form: Form | None, advance: Callable[[float], None]
 ) -> Iterator[Sample]:
     """The records of the block's clips that are not done, once their videos are written.
 
     Clips that are done are computed with the others and left as they are.
     """
-    geometry, lacking = pipeline.geometry, _lacking(out, block)
-    size, frames = (geometry.height, geometry.width), block.samples[0].frames
-    clips = np.empty((len(lacking), frames, *size, 3), np.uint8)
-    stream = pipeline.stream([sample.prompt for sample in block.samples], seeds=[s.seed for s in block.samples])
+    lacking, fps = _lacking(out, block), source.rhythm.fps
+    wanted = [sample.prompt for sample in block.samples], [sample.seed for sample in block.samples]
+    clips: list[list[Pixels]] = [[] for _ in lacking]
+    writers: list[VideoWriter] = []
     with ExitStack() as files:
-        writers = [files.enter_context(_writer(out, block.samples[number], geometry.fps, size)) for number in lacking]
-        for chunk in stream.until(block.prompts.seconds):
+        for chunk in source.chunks(loaded, *wanted, block.prompts.seconds):
             pictures = to_uint8(chunk.frames)
+            size = (pictures.shape[3], pictures.shape[4])
+            if not writers:
+                writers = [files.enter_context(_writer(out, block.samples[number], fps, size)) for number in lacking]
             for clip, number, writer in zip(clips, lacking, writers, strict=True):
                 writer.write(pictures[number])
-                end = chunk.start_frame + pictures.shape[1]
-                clip[chunk.start_frame : end] = pictures[number].permute(0, 2, 3, 1).numpy()
-            advance(len(block.samples) * (chunk.start_frame + pictures.shape[1]) / geometry.fps)
+                clip.append(pictures[number].permute(0, 2, 3, 1).numpy())
+            advance(len(block.samples) * (chunk.start_frame + pictures.shape[1]) / fps)
     for clip, number in zip(clips, lacking, strict=True):
-        yield _measured(block, number, clip, Rhythm.of(geometry))
+        yield _measured(block, number, np.concatenate(clip), source.rhythm, form)
 
 
 def _writer(out: Path, sample: Sample, fps: float, size: tuple[int, int]) -> VideoWriter:
@@ -228,7 +245,7 @@ def _writer(out: Path, sample: Sample, fps: float, size: tuple[int, int]) -> Vid
     return open_writer(out / sample.file, fps, size, title=sample.prompt, comment=comment, overwrite=True)
 
 
-def _made(block: Block, out: Path, advance: Callable[[float], None]) -> Iterator[Sample]:
+def _made(block: Block, out: Path, form: Form | None, advance: Callable[[float], None]) -> Iterator[Sample]:
     """The records of the block's clips that are not done, read from files made elsewhere.
 
     Their chunks are unknown; metrics of borders take those of `WAN_RHYTHM` at the file's rate.
@@ -236,16 +253,22 @@ def _made(block: Block, out: Path, advance: Callable[[float], None]) -> Iterator
     for number in _lacking(out, block):
         sample = block.samples[number]
         path = block.prompts.videos[sample.prompt_index][sample.seed]
-        frames, fps = read_video(path)
-        clip = frames.permute(0, 2, 3, 1).numpy()
+        if form is None:
+            frames, fps = read_video(path)
+            clip = frames.permute(0, 2, 3, 1).numpy()
+        else:
+            clip, fps = np.stack(list(pictures_of(path, form.fps, form.size))), form.fps
         place = os.path.relpath(path.resolve(), out.resolve())
         update = {"file": Path(place).as_posix(), "frames": len(clip), "seconds": len(clip) / fps}
         yield _measured(block, number, clip, Rhythm(fps)).model_copy(update=update)
         advance(sample.seconds)
 
 
-def _measured(block: Block, number: int, clip: Pixels, rhythm: Rhythm) -> Sample:
+def _measured(block: Block, number: int, clip: Pixels, rhythm: Rhythm, form: Form | None = None) -> Sample:
     sample, truth = block.samples[number], block.prompts.truth
+    if form is not None:
+        clip = matched(clip, rhythm.fps, form)
+        rhythm = rhythm if form.fps == rhythm.fps else Rhythm(form.fps)  # of another rate, chunks have no borders
     measured = measure_clip(clip, rhythm, truth[sample.prompt_index] if truth else None)
     return sample.model_copy(update=vars(measured))
 
@@ -264,6 +287,7 @@ def _provenance(suite: Suite, out: Path, recipe: Recipe, name: str, command: str
         versions=environment.versions(),
         machine=environment.machine(),
         quick=suite.is_quick,
+        form=recipe.form,
     )
 
 

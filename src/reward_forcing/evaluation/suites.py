@@ -210,17 +210,28 @@ def suite_of_folder(folder: Path, prompts: int | None = None) -> Suite:
     Raises ValueError for a folder without videos, a video without a prompt or that cannot be read, and a listed file
     that is not there.
     """
-    files = videos_in(folder)
-    texts = _listed_prompts(folder, [file.name for file in files])
     by_length: dict[float, dict[str, list[Path]]] = {}
-    for file in files:
-        text = texts.get(file.name) or read_metadata(file).get("title", "").strip()
-        if not text:
-            raise ValueError(f"no prompt for '{file}'; add a line '{file.name}: PROMPT' to {folder / 'prompts.txt'}")
+    for file, text in prompts_of_videos(folder).items():
         seconds = look_at(file).seconds
         by_length.setdefault(round(seconds) or round(seconds, 1), {}).setdefault(text, []).append(file)
     sets = [_set_of_videos(length, by_prompt) for length, by_prompt in sorted(by_length.items())]
     return Suite("folder", tuple(sets if prompts is None else [one.first(prompts) for one in sets]))
+
+
+def prompts_of_videos(folder: Path) -> dict[Path, str]:
+    """Video -> its prompt, of a folder as `suite_of_folder` reads it and with the errors that it raises."""
+    files = videos_in(folder)
+    texts = _listed_prompts(folder, [file.name for file in files])
+    prompts = {file: texts.get(file.name) or read_metadata(file).get("title", "").strip() for file in files}
+    for file, text in prompts.items():
+        if not text:
+            raise ValueError(f"no prompt for '{file}'; add a line '{file.name}: PROMPT' to {folder / 'prompts.txt'}")
+    return prompts
+
+
+def wording(prompt: str) -> str:
+    """A prompt without regard to case and spaces, by which prompts of videos made elsewhere are compared."""
+    return " ".join(prompt.lower().split())
 
 
 def _set_of_videos(length: float, by_prompt: Mapping[str, Sequence[Path]]) -> PromptSet:

@@ -29,6 +29,9 @@ FORMATS: dict[str, type[VideoFileSink] | type[GifSink] | type[PngSink]] = {
 }
 """The sink of each file suffix; a path without one is a folder of PNG images."""
 
+SHOWN_SIZE = 384
+"""Pixels of the shorter side up to which small frames are enlarged for viewing."""
+
 
 class VideoWriter:
     """A video file that grows with every `write`; leaving the `with` block, by an error too, finishes it.
@@ -186,6 +189,11 @@ def to_uint8(frames: Tensor) -> Tensor:
     if frames.isnan().any():
         raise ValueError("the frames hold NaN; decode in float32 or look at the latents")
     return frames.float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+
+
+def viewing_scale(height: int, width: int) -> int:
+    """How many times frames are enlarged so that they can be looked at; 1 for large ones."""
+    return max(1, SHOWN_SIZE // min(height, width))
 
 
 def enlarge(frames: Tensor, scale: int, resample: str = "nearest") -> Tensor:

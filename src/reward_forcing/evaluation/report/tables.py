@@ -155,6 +155,7 @@ def provenance_table(results: EvalResults) -> Table:
         "commit": source.commit or "unknown",
         "machine": source.machine,
         "quick": source.quick,
+        "size and rate that clips were brought to": str(source.form) if source.form else "none: as they were made",
         **{f"version of {name}": version for name, version in source.versions.items()},
         "streaming": source.streaming,
         "format of results.json": results.format,

@@ -28,6 +28,7 @@ from reward_forcing.config import Settings
 from reward_forcing.evaluation import environment
 from reward_forcing.evaluation.reproduce.recipe import Ablation, digest, streamed_as, write_training
 from reward_forcing.evaluation.run import evaluate
+from reward_forcing.evaluation.sources import StreamedSource
 from reward_forcing.logs import JsonLines, console
 from reward_forcing.streaming.model_folder import INDEX, open_model_folder, write_model_folder
 from reward_forcing.training import run_worker
@@ -198,7 +199,7 @@ def _evaluate(recipe: Ablation, out: Path, unit: Unit, settings: DmdSettings) ->
         evaluate(
             judged.suite(),
             unit.evaluation,
-            folder,
+            StreamedSource(folder),
             name=f"{unit.variant}, seed {unit.seed}",
             seed=judged.seed,
             batch=judged.batch,
