@@ -49,7 +49,9 @@ def test_other_weights_are_refused(weights):
         wan_vae_from_original({"layer.weight": torch.zeros(1)})
 
 
-def test_a_file_with_code_is_refused(tmp_path):
-    torch.save({"path": Path("x"), "code": pytest.raises}, tmp_path / "vae.pth")
-    with pytest.raises(ValueError, match="holds more than weights"):
-        load_wan_vae(tmp_path / "vae.pth")
+def test_a_file_that_cannot_be_a_vae_is_named(tmp_path, weights):
+    save_file(
+        {name: t[:1] if name == "conv2.weight" else t for name, t in weights.items()}, tmp_path / "vae.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"vae\.safetensors'.*do not fit the VAE"):
+        load_wan_vae(tmp_path / "vae.safetensors", latents_mean=[0.0], latents_std=[1.0])

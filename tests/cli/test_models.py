@@ -31,7 +31,7 @@ def test_info_tells_roles_network_and_hash(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_info_as_json_is_the_same_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = LAYOUTS["wan"](tmp_path / "wan", random_network())
+    path = LAYOUTS["Wan2.1"].write(tmp_path / "wan", random_network())
     assert run("info", path, "--json", "--no-hash") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["format"] == "wan"
@@ -41,7 +41,7 @@ def test_info_as_json_is_the_same_data(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_convert_writes_a_folder_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = random_network()
-    source = LAYOUTS["forcing flat"](tmp_path / "a.pt", network)
+    source = LAYOUTS["Reward Forcing's release"].write(tmp_path / "a.pt", network)
     assert run("convert", source, tmp_path / "new", "--to", "diffusers", "--heads", 2) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "new")
     assert_same(load_transformer(tmp_path / "new"), network)

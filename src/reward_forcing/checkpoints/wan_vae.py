@@ -3,16 +3,15 @@
 Both directions come from one map, which is derived from the names alone. The values are the same in both.
 """
 
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from safetensors.torch import load_file
 from torch import Tensor
+
+from reward_forcing.checkpoints.files import read_content
 
 _QUANT = {"conv1": "quant_conv", "conv2": "post_quant_conv"}
 _ENDS = {"conv1": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
@@ -81,19 +80,16 @@ def wan_vae_from_original(weights: Mapping[str, Tensor], **config: Any) -> Autoe
 
 
 def load_wan_vae(path: str | Path, **config: Any) -> AutoencoderKLWan:
-    """The diffusers VAE in an original checkpoint file, `.pth` (read without executing code) or `.safetensors`.
+    """The diffusers VAE in an original checkpoint file, a torch file (read without executing code) or safetensors.
 
     diffusers' defaults for `latents_mean` and `latents_std` are those of the published Wan2.1 VAE.
     Raises ValueError if the file cannot be read as weights or does not hold a Wan2.1 VAE.
     """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return wan_vae_from_original(load_file(path), **config)
+    weights = {name: tensor.read() for name, tensor in read_content(Path(path)).items()}
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than weights; expected the file Wan2.1_VAE.pth as published") from error
-    return wan_vae_from_original(weights, **config)
+        return wan_vae_from_original(weights, **config)
+    except ValueError as error:
+        raise ValueError(f"'{path}': {error}") from error
 
 
 def _rename(name: str, ends: list[int]) -> str:

@@ -22,6 +22,16 @@ class Format(StrEnum):
     DIFFUSERS = "diffusers"
     WAN = "wan"
     FORCING = "forcing"
+    FORCING_FLAT = "forcing-flat"
+    COMFY = "comfy"
+
+
+class Dtype(StrEnum):
+    """The number formats that `rforce models convert` writes; the values are torch's names."""
+
+    BF16 = "bfloat16"
+    FP16 = "float16"
+    FP32 = "float32"
 
 
 @app.command("list")
@@ -60,20 +70,28 @@ def info(
 @app.command("convert")
 def convert_model(
     source: Annotated[str, typer.Argument(help="A file, folder, bundled name or hub id.")],
-    destination: Annotated[Path, typer.Argument(help="The folder (diffusers, wan) or .pt file (forcing) to write.")],
+    destination: Annotated[Path, typer.Argument(help="The folder (diffusers, wan) or file (the others) to write.")],
     to: Annotated[Format, typer.Option(help="The format to write.")] = Format.DIFFUSERS,
     which: Annotated[str | None, typer.Option(help="The network of a file that holds several, as critic.")] = None,
     heads: Heads = None,
+    lora: Annotated[str | None, typer.Option(help="A LoRA to merge, as LongLive's lora.pt.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Its alpha, where the file does not tell.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of every parameter; as they are if not given.")] = None,
+    causal: Annotated[bool, typer.Option("--causal", help="Mark for ComfyUI's autoregressive loader.")] = False,
 ) -> None:
-    """Write a checkpoint's transformer in another format; values and dtypes stay as they are."""
+    """Write a checkpoint's transformer in another format; values stay as they are unless --dtype is given."""
+    import torch
+
     from reward_forcing.checkpoints.convert import convert
 
-    print(convert(source, destination, to.value, which, heads=heads))
+    number = None if dtype is None else getattr(torch, dtype.value)
+    options = {"heads": heads, "lora": lora, "lora_alpha": lora_alpha, "dtype": number, "causal": causal}
+    print(convert(source, destination, to.value, which, **options))
 
 
 def describe(found: "CheckpointInfo") -> str:
     """An inspected checkpoint as aligned lines of text."""
-    lines = [found.path, f"  format     {found.format}"]
+    lines = [found.path, f"  format     {found.format}: {found.layout}"]
     for role, network in found.roles.items():
         dtypes = " ".join(network.dtypes)
         mark = "  (default)" if role == found.default_role and len(found.roles) > 1 else ""
@@ -92,6 +110,7 @@ def describe(found: "CheckpointInfo") -> str:
         )
     if found.config_problem:
         lines.append(f"  unclear    {found.config_problem}")
+    lines += [f"  beside it  {part}: {what}" for part, what in found.parts.items()]
     lines += [f"  sha256     {digest}  {file}" for file, digest in found.sha256.items()]
     return "\n".join(lines)
 
