@@ -34,7 +34,31 @@ def test_unknown_heads_are_reported_and_not_guessed(network: WanDiT, tmp_path: P
     torch.save(prefixed(network), tmp_path / "a.pt")
     info = inspect(tmp_path / "a.pt")
     assert info.config is None
-    assert "--heads" in str(info.config_problem)
+    assert "--heads" in str(info.problem)
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        ("diffusers shards", "diffusers' names, 4 shards"),
+        ("Wan2.1", "Wan2.1's names"),
+        ("Wan2.1 shards, as 14B", "Wan2.1's names, 2 shards"),
+        ("Self Forcing's ode_init", "Wan2.1's names after 'model.', by role (generator)"),
+        ("Reward Forcing's release", "Wan2.1's names after 'model.', one bare state dict"),
+        ("an average alone", "Wan2.1's names after 'model.', by role (generator_ema), marks of FSDP or compiling"),
+        ("ComfyUI, prefixed", "Wan2.1's names after 'model.diffusion_model.'"),
+    ],
+)
+def test_the_layout_is_told_in_words(layout: str, words: str, network: WanDiT, tmp_path: Path) -> None:
+    path = LAYOUTS[layout].write(tmp_path / "checkpoint", network)
+    assert inspect(path, heads=2, hashes=False).layout == words
+
+
+def test_what_is_wrong_with_a_lora_is_told(network: WanDiT, tmp_path: Path) -> None:
+    torch.save(lora_of(network, "") | {"blocks.0.ffn.0.diff": torch.zeros(20, 24)}, tmp_path / "lora.pt")
+    info = inspect(tmp_path / "lora.pt")
+    assert (info.format, info.lora_rank) == ("lora", None)
+    assert "also holds blocks.0.ffn.0.diff" in str(info.problem)
 
 
 def test_a_lora_shows_its_rank(network: WanDiT, tmp_path: Path) -> None:

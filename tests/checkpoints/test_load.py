@@ -1,6 +1,5 @@
 """Loading: every published layout gives the same network, bit by bit; wrong files fail early and say why."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -47,29 +46,16 @@ def test_a_dtype_keeps_norms_and_modulation_in_float32(network: WanDiT, tmp_path
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def renamed(lora: dict[str, torch.Tensor], naming: str) -> dict[str, torch.Tensor]:
-    """A bare LoRA in Wan2.1's names, as another program would name it."""
+def renamed(name: str, naming: str) -> str:
+    """The name of a LoRA's matrix as another program calls it; `name` is Wan2.1's."""
+    module, half = name.split(".lora_")
     if naming == "diffusers":
-        parts = {name: re.fullmatch(r"(.+)\.(lora_[AB]\.weight)", name) for name in lora}
-        modules = wan_to_diffusers({f"{match[1]}.weight": name for name, match in parts.items() if match})
-        return {
-            f"transformer.{module.removesuffix('.weight')}.{half}": lora[name.replace("lora_B.weight", half)]
-            for module, name in modules.items()
-            for half in ("lora_A.weight", "lora_B.weight")
-        }
+        (module,) = wan_to_diffusers({f"{module}.weight": None})
+        return f"transformer.{module.removesuffix('.weight')}.lora_{half}"
     if naming == "ComfyUI":
-        pairs = {"lora_A": "lora_down", "lora_B": "lora_up"}
-        return {
-            "diffusion_model." + name.replace(half, pairs[half]): tensor
-            for name, tensor in lora.items()
-            for half in pairs
-            if half in name
-        }
-    return {
-        "base_model.model."
-        + re.sub(r"(blocks\.\d\.)", r"\1_fsdp_wrapped_module.", name).replace("A.", "A.default."): tensor
-        for name, tensor in lora.items()
-    }
+        return f"diffusion_model.{module}.lora_{'down' if half[0] == 'A' else 'up'}.weight"
+    marked = module.replace("blocks.0.", "blocks.0._fsdp_wrapped_module.")
+    return f"base_model.model.{marked}.lora_{half[0]}.default.weight"
 
 
 @pytest.mark.parametrize("naming", ["diffusers", "ComfyUI", "FSDP"])
@@ -77,7 +63,7 @@ def test_a_lora_is_the_same_in_every_naming(naming: str, network: WanDiT, tmp_pa
     lora = lora_of(network, "")
     torch.save({"generator": prefixed(network)}, tmp_path / "base.pt")
     save_file(lora, tmp_path / "lora.safetensors")
-    save_file(renamed(lora, naming), tmp_path / "other.safetensors")
+    save_file({renamed(name, naming): tensor for name, tensor in lora.items()}, tmp_path / "other.safetensors")
     found = [
         load_transformer(tmp_path / "base.pt", heads=2, lora=tmp_path / name).state_dict()
         for name in ("lora.safetensors", "other.safetensors")

@@ -1,12 +1,13 @@
 """Original Wan2.1 VAE files; the full map of names is held by the parity tests."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reward_forcing.checkpoints.wan_vae import load_wan_vae, wan_vae_from_original, wan_vae_key_map
+from reward_forcing.checkpoints.wan_vae import load_wan_vae, wan_vae_from_original, wan_vae_key_map, wan_vae_names
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "vae_wan_d4_z4.safetensors"
 
@@ -24,6 +25,14 @@ def test_both_file_types_load_every_weight(tmp_path, weights, name):
     loaded = vae.state_dict()
     assert all(torch.equal(loaded[new], weights[old]) for old, new in wan_vae_key_map(weights).items())
     assert vae.config.temperal_downsample == [False, True, True]
+
+
+def test_names_go_back_to_the_recorded_originals(weights):
+    recorded = json.loads(GOLDEN.with_suffix(".json").read_text())["original_to_diffusers"]
+    assert wan_vae_names(recorded.values()) == {new: old for old, new in recorded.items()}
+    for name in ("encoder.stem.weight", "decoder.up_blocks.0.upsamplers.0.conv.weight", "quant_conv2.weight"):
+        with pytest.raises(ValueError, match=r"unknown parameter|not named as those of a Wan2"):
+            wan_vae_names([*recorded.values(), name])
 
 
 def test_map_reaches_every_parameter_once(weights):

@@ -55,13 +55,9 @@ def convert(
     whole network in memory, once. An interrupted run leaves nothing at `destination`.
     Raises FileExistsError if something is there, and otherwise as `load_transformer` does.
     """
-    destination = Path(destination)
-    if to not in get_args(Target):
-        raise ValueError(unknown("format", to, get_args(Target)))
+    destination = check_destination(destination, to)
     if causal and to != "comfy":
         raise ValueError(f"only a file for ComfyUI is marked as causal, not {to}; leave the mark out")
-    if destination.exists() and (to not in FOLDERS or not destination.is_dir() or any(destination.iterdir())):
-        raise FileExistsError(f"'{destination}' exists; name a new {'folder' if to in FOLDERS else 'file'}")
     checkpoint = open_checkpoint(resolve(source, TRANSFORMER_FILES))
     network, parameters = open_network(checkpoint, which, heads)
     if to == "comfy" and network.config["attention_head_dim"] != COMFY_HEAD_DIM:
@@ -71,8 +67,7 @@ def convert(
         )
     if lora is not None:
         parameters = with_lora(parameters, lora, lora_alpha)
-    if dtype is not None:
-        parameters = {name: tensor.map(lambda t: t.to(dtype), dtype) for name, tensor in parameters.items()}
+    parameters = in_dtype(parameters, dtype)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".convert-", dir=destination.parent) as scratch:
         partial = Path(scratch) / destination.name
@@ -89,13 +84,35 @@ def convert(
         return partial.replace(destination)
 
 
+def check_destination(destination: str | Path, to: Target) -> Path:
+    """The path to write to; raises ValueError for an unknown format, FileExistsError if something is there."""
+    destination = Path(destination)
+    if to not in get_args(Target):
+        raise ValueError(unknown("format", to, get_args(Target)))
+    if destination.exists() and (to not in FOLDERS or not destination.is_dir() or any(destination.iterdir())):
+        raise FileExistsError(f"'{destination}' exists; name a new {'folder' if to in FOLDERS else 'file'}")
+    return destination
+
+
+def in_dtype(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None) -> dict[str, LazyTensor]:
+    """`tensors` in another number format when they are read, or as they are (None)."""
+    if dtype is None:
+        return dict(tensors)
+    return {name: tensor.map(lambda t: t.to(dtype), dtype) for name, tensor in tensors.items()}
+
+
 def write_folder(
-    folder: Path, network: WanDiT, parameters: Mapping[str, LazyTensor], *, original: bool, shard_bytes: int
+    folder: Path,
+    network: WanDiT,
+    parameters: Mapping[str, LazyTensor],
+    *,
+    original: bool,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a transformer's folder, new or empty, with config.json: the original Wan's or diffusers'."""
     folder.mkdir(exist_ok=True)
     if original:
-        _write_json(folder / "config.json", original_config(network))
+        write_json(folder / "config.json", original_config(network))
         parameters = diffusers_to_wan(parameters)
     else:
         network.save_config(folder)
@@ -114,10 +131,11 @@ def write_shards(folder: Path, stem: str, tensors: Mapping[str, LazyTensor], sha
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / f"{stem}.safetensors.index.json", index)
+        write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, indented as the hub's are."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -83,7 +83,7 @@ class RoleInfo:
 class CheckpointInfo:
     """What `inspect` tells of a checkpoint.
 
-    config: `WanDiT` arguments; if None, `config_problem` says why, or there is no transformer. parts: file -> what it
+    config: `WanDiT` arguments; if None, `problem` says why, or there is no transformer. parts: file -> what it
     is, of the VAE and text encoder that a folder keeps beside its transformer.
     """
 
@@ -93,7 +93,7 @@ class CheckpointInfo:
     roles: dict[str, RoleInfo]
     default_role: str | None
     config: dict[str, Any] | None
-    config_problem: str | None
+    problem: str | None
     lora_rank: int | None
     parts: dict[str, str]
     sha256: dict[str, str]
@@ -126,7 +126,10 @@ def inspect(path: str | Path, *, heads: int | None = None, hashes: bool = True) 
     checkpoint = _recognise(path)
     default = config = problem = rank = None
     if checkpoint.format == "lora":
-        rank = max(delta.a.shape[0] for state in checkpoint.roles.values() for delta in lora_deltas(state).values())
+        try:
+            rank = max(delta.a.shape[0] for state in checkpoint.roles.values() for delta in lora_deltas(state).values())
+        except ValueError as error:
+            problem = str(error)
     elif checkpoint.format not in ("vae", "text encoder"):
         try:
             default = checkpoint.role()
@@ -143,7 +146,7 @@ def inspect(path: str | Path, *, heads: int | None = None, hashes: bool = True) 
         roles={role: _role_info(state) for role, state in checkpoint.roles.items()},
         default_role=default,
         config=config,
-        config_problem=problem,
+        problem=problem,
         lora_rank=rank,
         parts={file.relative_to(path).as_posix(): _part(file) for file in companions(path)},
         sha256={file.name: files_hash([file]) for file in checkpoint.files} if hashes else {},
@@ -158,8 +161,9 @@ def _recognise(path: Path) -> Checkpoint:
         if loras := {role: state for role, state in roles.items() if is_lora(state)}:
             return Checkpoint(path, files, "lora", _layout(content, loras, "low-rank updates"), loras, None)
         for name, (kind, what) in _PARTS.items():
-            if any(name in state for state in roles.values()):
-                return Checkpoint(path, files, kind, what, roles, None)
+            for state in roles.values():
+                if name in state:
+                    return Checkpoint(path, files, kind, what, {"weights": state}, None)
         return _transformer(path, files, content, roles)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from error
@@ -192,7 +196,7 @@ def _layout(content: Mapping[str, Any], roles: Mapping[str, Parameters], names: 
     prefix = next((begin for begin in prefixes if any(name.startswith(begin) for name in raw)), None)
     said = [
         names + (f" after '{prefix}'" if prefix else ""),
-        f"by role ({', '.join(roles)})" if grouped else "",
+        f"by role ({', '.join(roles)})" if grouped else "one bare state dict" if prefix == "model." else "",
         f"{files} shards" if files > 1 else "",
         "marks of FSDP or compiling" if is_marked(raw) else "",
         "scaled fp8, read as bfloat16" if any(map(is_scaled, roles.values())) else "",

@@ -19,6 +19,7 @@ from reward_forcing.config import unknown
 from reward_forcing.models.wan_dit import WanDiT
 
 CLASS_NAMES = ("WanTransformer3DModel", "WanModel", "CausalWanModel", "WanDiT")
+PUBLISHED_SIZES = {(30, 12, 8960): "Wan2.1 1.3B", (40, 40, 13824): "Wan2.1 14B"}  # layers, heads, feed-forward width
 _PUBLISHED_HEAD_DIM = 128  # of every published Wan network, the smallest of which is 1536 wide
 _SMALLEST_PUBLISHED_WIDTH = 1536
 

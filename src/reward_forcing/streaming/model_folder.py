@@ -23,22 +23,15 @@ from reward_forcing.checkpoints.diffusers import check_fit, read_config
 from reward_forcing.checkpoints.files import LazyTensor, read_weights
 from reward_forcing.checkpoints.hub import bundled, resolve
 from reward_forcing.checkpoints.load import open_network
+from reward_forcing.checkpoints.repository import COMPONENTS, INDEX, VAE_FILE
 from reward_forcing.config import describe
 from reward_forcing.geometry import Geometry
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.streaming.methods import StreamingSettings, streaming_settings
 
-INDEX = "model_index.json"
 PIPELINES = ("StreamingVideoPipeline", "WanPipeline")
 BUNDLED = "mini"
-COMPONENTS = {
-    "transformer": ("diffusers", "WanTransformer3DModel"),
-    "vae": ("diffusers", "AutoencoderKLWan"),
-    "text_encoder": ("transformers", "UMT5EncoderModel"),
-    "tokenizer": ("transformers", "T5TokenizerFast"),
-    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
-}
 
 
 @dataclass(frozen=True)
@@ -174,6 +167,8 @@ def _read_index(path: Path) -> dict[str, Any]:
     if not (path / INDEX).is_file():
         parts = [part for part in COMPONENTS if (path / part).is_dir()]
         found = f"it has {', '.join(parts)}" if parts else "it has none of a model's parts"
+        if (path / VAE_FILE).is_file():
+            found = "it is the original Wan's: `rforce models convert SRC NEW --whole` makes one of it"
         raise FileNotFoundError(f"no {INDEX} in '{path}', so it is not a whole model folder ({found})")
     index = _read_json(path / INDEX)
     if index.get("_class_name") not in PIPELINES:
