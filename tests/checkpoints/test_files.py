@@ -191,6 +191,29 @@ def test_writing_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     assert len(alive) == 3
 
 
+def test_a_file_cut_after_it_was_opened_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.randn(100)}, path)
+    lazy = read_content(path)["a"]
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"a\.safetensors' has become shorter"):
+        lazy.read()
+
+
+def test_a_torch_file_beyond_this_machines_memory_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.zeros(1)}, path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to mmap 28577112501 bytes from file <a.pt>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", refuse)
+    with pytest.raises(MemoryError, match=r"a\.pt' of 0 GiB cannot be mapped"):
+        read_content(path)
+
+
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         find_weights(tmp_path / "absent")

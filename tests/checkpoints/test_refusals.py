@@ -134,7 +134,7 @@ def damage_kind(state: dict[str, torch.Tensor]) -> None:
         (damage_block, r"block 2 is missing: the blocks are 0, 1, 4000000000"),
         (damage_patch, r"'patch_embedding\.weight' has the shape \[24\], which no Wan transformer has"),
         (damage_head, r"'proj_out\.weight' is missing"),
-        (damage_kind, r"unknown parameter 'vace_blocks\.0\.before_proj\.weight'"),
+        (damage_kind, r"'vace_blocks\.0\.before_proj\.weight' belongs to a VACE network; only text-to-video"),
     ],
 )
 def test_wrong_content_is_told_before_it_is_read(
@@ -146,6 +146,13 @@ def test_wrong_content_is_told_before_it_is_read(
     with pytest.raises(ValueError, match=message) as raised:
         load_transformer(tmp_path / "a.pt", heads=2)
     assert "a.pt" in str(raised.value)
+
+
+def test_an_image_to_video_network_in_diffusers_names_is_told(network: WanDiT, tmp_path: Path) -> None:
+    state = network.state_dict() | {"blocks.0.attn2.add_k_proj.weight": torch.zeros(24, 24)}
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="belongs to an image-to-video network"):
+        load_transformer(tmp_path / "a.safetensors", heads=2)
 
 
 @pytest.mark.parametrize("layout", ["Wan2.1 shards, as 14B", "diffusers shards"])

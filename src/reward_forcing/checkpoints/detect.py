@@ -20,7 +20,7 @@ from reward_forcing.checkpoints.forcing import (
     stored_config,
 )
 from reward_forcing.checkpoints.fp8 import is_scaled, unscaled
-from reward_forcing.checkpoints.wan import wan_to_diffusers
+from reward_forcing.checkpoints.wan import refuse_other_kinds, wan_to_diffusers
 from reward_forcing.config import unknown
 
 Format = Literal["diffusers", "wan", "forcing", "comfy", "lora", "vae", "text encoder"]
@@ -175,6 +175,8 @@ def _transformer(
     transformers = {role: state for role, state in roles.items() if "patch_embedding.weight" in state}
     if not transformers:
         raise ValueError(_expected(_found(roles)))
+    for state in transformers.values():
+        refuse_other_kinds(state)
     original = {role for role, state in transformers.items() if "head.head.weight" in state}
     layout = _layout(content, transformers, "Wan2.1's names" if original else "diffusers' names", len(files))
     weights = {role: unscaled(state) for role, state in transformers.items()}

@@ -124,7 +124,8 @@ def _find(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
 def read_content(path: Path) -> dict[str, Any]:
     """What one weight file holds, as nested dicts with a `LazyTensor` for every tensor.
 
-    Raises ValueError, with the likely cause, for a file that is damaged, is no weight file, or would need to run code.
+    Raises ValueError, with the likely cause, for a file that is damaged, is no weight file, or would need to run code;
+    MemoryError for a torch file that exceeds this machine's memory.
     """
     kind = _kind(path)
     if kind == "safetensors":
@@ -136,6 +137,11 @@ def read_content(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"'{path}' holds Python objects besides tensors ({found[1]}), which could run code; it is not read. "
                 "Save its state dicts alone with torch.save or safetensors"
+            ) from error
+        if "unable to mmap" in str(error):
+            raise MemoryError(
+                f"'{path}' of {path.stat().st_size / 2**30:.0f} GiB cannot be mapped: the system grants no more than "
+                "its memory. A safetensors file is read without this; convert it on a larger machine"
             ) from error
         raise ValueError(_damage(path, error)) from error
     if not isinstance(content, dict):
@@ -159,7 +165,7 @@ def save_safetensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            file.write(tensors[name].read().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(_bytes_of(tensors[name].read().contiguous()))
 
 
 def _kind(path: Path) -> str:
@@ -183,22 +189,44 @@ def _kind(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    def reader(name: str) -> Callable[[], Tensor]:
+    """The tensors of a safetensors file, whose header the library checks and whose bytes are read without mapping.
+
+    torch's mapping is one that could be written to, which a system grants up to the memory it has: no 14B file could be
+    looked into on a smaller machine.
+    """
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(_damage(path, error)) from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    if unknown := [name for name, entry in header.items() if entry["dtype"] not in _DTYPES]:
+        raise ValueError(f"'{path}': {unknown[0]} has the unsupported dtype {header[unknown[0]]['dtype']}")
+
+    def reader(shape: tuple[int, ...], dtype: torch.dtype, start: int) -> Callable[[], Tensor]:
         def read() -> Tensor:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name).clone()  # without a copy it would be the file's own memory
+            tensor = torch.empty(shape, dtype=dtype)
+            with path.open("rb") as file:
+                file.seek(8 + length + start)
+                if file.readinto(_bytes_of(tensor)) < tensor.nbytes:
+                    raise ValueError(f"'{path}' has become shorter while it was read; fetch it again")
+            return tensor
 
         return read
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            found = {name: (tuple(entry.get_shape()), entry.get_dtype()) for name, entry in entries.items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(_damage(path, error)) from error
-    if unknown := [name for name, (_, kind) in found.items() if kind not in _DTYPES]:
-        raise ValueError(f"'{path}': {unknown[0]} has the unsupported dtype {found[unknown[0]][1]}")
-    return {name: LazyTensor(shape, _DTYPES[kind], reader(name)) for name, (shape, kind) in found.items()}
+    content: dict[str, Any] = {}
+    for name, entry in header.items():
+        shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+        content[name] = LazyTensor(shape, dtype, reader(shape, dtype, entry["data_offsets"][0]))
+    return content
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _lazy(content: Any, mapped: bool) -> Any:
