@@ -77,13 +77,14 @@ def convert_model(
         parameters = with_lora(parameters, lora, lora_alpha)
     parameters = in_dtype(parameters, dtype)
     parts = _find_parts(folder)
+    original_vae = _as_original_vae(parts) if to == "wan" else {}
     destination.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".convert-", dir=destination.parent) as scratch:
         out = Path(scratch) / destination.name
         out.mkdir()
         write_folder(out if to == "wan" else out / "transformer", network, parameters, original=to == "wan")
         if to == "wan":
-            _write_original(out, parts)
+            _write_original(out, parts, original_vae)
         else:
             _write_diffusers(out, parts, folder)
         return out.replace(destination)
@@ -154,14 +155,19 @@ def _write_diffusers(out: Path, parts: _Parts, source: Path) -> None:
         write_json(out / INDEX, {"_class_name": "WanPipeline", **COMPONENTS})
 
 
-def _write_original(out: Path, parts: _Parts) -> None:
-    """Write all but the transformer as the original repository keeps it."""
+def _as_original_vae(parts: _Parts) -> dict[str, LazyTensor]:
+    """The VAE by its original names; raises ValueError for one whose configuration its file would lose."""
     names = wan_vae_names(parts.vae)
     original = {names[name]: tensor for name, tensor in parts.vae.items()}
     own, implied = _vae_of(parts.vae_config).config, _vae_of(wan_vae_config(original)).config
     if lost := [name for name in implied if not name.startswith("_") and own[name] != implied[name]]:
         raise ValueError(f"the original file of a Wan2.1 VAE cannot hold {lost[0]} = {own[lost[0]]}")
-    torch.save({name: tensor.read() for name, tensor in original.items()}, out / VAE_FILE)
+    return original
+
+
+def _write_original(out: Path, parts: _Parts, vae: Mapping[str, LazyTensor]) -> None:
+    """Write all but the transformer as the original repository keeps it."""
+    torch.save({name: tensor.read() for name, tensor in vae.items()}, out / VAE_FILE)
     text = umt5_to_wan_text(parts.text_encoder)
     torch.save({name: tensor.read() for name, tensor in text.items()}, out / TEXT_ENCODER_FILE)
     shutil.copytree(parts.tokenizer, out / TOKENIZER_FOLDER)

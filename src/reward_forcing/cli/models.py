@@ -68,7 +68,7 @@ def info(
 
 
 @app.command("convert")
-def convert_model(
+def convert_checkpoint(
     source: Annotated[str, typer.Argument(help="A file, folder, bundled name or hub id.")],
     destination: Annotated[Path, typer.Argument(help="The folder (diffusers, wan) or file (the others) to write.")],
     to: Annotated[Format, typer.Option(help="The format to write.")] = Format.DIFFUSERS,
