@@ -1,6 +1,7 @@
 """A tiny random network and the exact file layouts in which the field publishes such networks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reward_forcing.checkpoints.detect import Format
 from reward_forcing.checkpoints.wan import diffusers_to_wan
 from reward_forcing.models.wan_dit import WanDiT
 
@@ -24,10 +26,10 @@ CONFIG: dict[str, Any] = {
 WAN_CONFIG = '{"_class_name": "WanModel", "model_type": "t2v", "dim": 24, "num_heads": 2, "eps": 1e-6}'
 
 
-def random_network(seed: int = 0) -> WanDiT:
-    """A network of `CONFIG` in which no two parameters are alike."""
+def random_network(seed: int = 0, config: Mapping[str, Any] = CONFIG) -> WanDiT:
+    """A network in which no two parameters are alike."""
     torch.manual_seed(seed)
-    network = WanDiT(**CONFIG)
+    network = WanDiT(**config)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_()
@@ -44,7 +46,7 @@ def prefixed(network: WanDiT) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in original(network).items()}
 
 
-def sharded_by_fsdp(network: WanDiT) -> dict[str, Tensor]:
+def fsdp(network: WanDiT) -> dict[str, Tensor]:
     """The parameters as an average kept by name under FSDP, checkpointing and torch.compile saves them."""
     marks = ["model._fsdp_wrapped_module.", "_orig_mod.model.", "model._checkpoint_wrapped_module._orig_mod."]
     names = {}
@@ -57,6 +59,13 @@ def sharded_by_fsdp(network: WanDiT) -> dict[str, Tensor]:
 def write_diffusers_model(folder: Path, network: WanDiT) -> Path:
     """A diffusers model folder, of which only the transformer is there."""
     network.save_pretrained(folder / "transformer")
+    return folder
+
+
+def write_diffusers_shards(folder: Path, network: WanDiT) -> Path:
+    """A diffusers transformer in several shards with their index."""
+    network.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
     return folder
 
 
@@ -85,6 +94,14 @@ def write_wan_shards(folder: Path, network: WanDiT) -> Path:
     return folder
 
 
+def write_wan_pth(folder: Path, network: WanDiT) -> Path:
+    """The original repository with its transformer as a torch file too."""
+    write_wan(folder, network)
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(original(network), folder / "wan.pth")
+    return folder
+
+
 def write_torch(content: Callable[[WanDiT], Any], **options: Any) -> Callable[[Path, WanDiT], Path]:
     """A writer of one torch file with `content(network)`."""
 
@@ -95,17 +112,66 @@ def write_torch(content: Callable[[WanDiT], Any], **options: Any) -> Callable[[P
     return write
 
 
-LAYOUTS: dict[str, Callable[[Path, WanDiT], Path]] = {
-    "diffusers model": write_diffusers_model,
-    "diffusers transformer": lambda path, network: write_diffusers_model(path, network) / "transformer",
-    "wan": write_wan,
-    "wan shards": write_wan_shards,
-    "wan pth": write_torch(original),
-    "forcing generator": write_torch(lambda network: {"generator": prefixed(network)}),
-    "forcing flat": write_torch(prefixed),
-    "forcing model key": write_torch(lambda network: {"model": prefixed(network), "step": 7}),
-    "forcing ema only": write_torch(lambda network: {"generator_ema": sharded_by_fsdp(network)}),
-    "forcing legacy pickle": write_torch(prefixed, _use_new_zipfile_serialization=False),
+def write_comfy(prefix: str, dtype: torch.dtype) -> Callable[[Path, WanDiT], Path]:
+    """A writer of one safetensors file as lies in ComfyUI's `models/diffusion_models`, every parameter in `dtype`."""
+
+    def write(path: Path, network: WanDiT) -> Path:
+        path = path.with_suffix(".safetensors")
+        save_file({prefix + name: tensor.to(dtype) for name, tensor in original(network).items()}, path)
+        return path
+
+    return write
+
+
+def write_all_in_one(path: Path, network: WanDiT) -> Path:
+    """One safetensors file with the transformer, VAE and text encoder, as ComfyUI's "save checkpoint" makes."""
+    state = {f"model.diffusion_model.{name}": tensor for name, tensor in original(network).items()}
+    others = {"vae.decoder.conv1.weight": torch.zeros(1), "text_encoders.umt5xxl.shared.weight": torch.zeros(2, 2)}
+    save_file(state | others, path.with_suffix(".safetensors"))
+    return path.with_suffix(".safetensors")
+
+
+def by_role(**roles: Callable[[WanDiT], dict[str, Tensor]]) -> Callable[[WanDiT], dict[str, Any]]:
+    """The content of a file with a state dict for each role; the critic is another network."""
+
+    def content(network: WanDiT) -> dict[str, Any]:
+        return {role: state(random_network(9) if role == "critic" else network) for role, state in roles.items()}
+
+    return content
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way in which the network is published: what it is recognised as, and its writer."""
+
+    format: Format
+    write: Callable[[Path, WanDiT], Path]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "diffusers model": Layout("diffusers", write_diffusers_model),
+    "diffusers transformer": Layout("diffusers", lambda path, net: write_diffusers_model(path, net) / "transformer"),
+    "diffusers shards": Layout("diffusers", write_diffusers_shards),
+    "Wan2.1": Layout("wan", write_wan),
+    "Wan2.1 shards, as 14B": Layout("wan", write_wan_shards),
+    "Wan2.1 folder with a .pth": Layout("wan", write_wan_pth),
+    "Wan2.1 .pth": Layout("wan", write_torch(original)),
+    "Self Forcing": Layout("forcing", write_torch(by_role(generator=prefixed, critic=prefixed, generator_ema=fsdp))),
+    "Self Forcing's ode_init": Layout("forcing", write_torch(by_role(generator=prefixed))),
+    "Reward Forcing's release": Layout("forcing", write_torch(prefixed)),
+    "Reward Forcing's training": Layout(
+        "forcing", write_torch(by_role(generator=prefixed, critic=prefixed, generator_ema=fsdp))
+    ),
+    "Rolling Forcing": Layout("forcing", write_torch(by_role(generator=prefixed, generator_ema=fsdp))),
+    "LongLive's base": Layout("forcing", write_torch(by_role(generator=prefixed))),
+    "CausVid": Layout("forcing", write_torch(by_role(generator=prefixed))),
+    "CausVid, sharded": Layout("forcing", write_torch(by_role(generator=fsdp, critic=fsdp))),
+    "a trainer's model key": Layout("forcing", write_torch(lambda network: {"model": prefixed(network), "step": 7})),
+    "an average alone": Layout("forcing", write_torch(by_role(generator_ema=fsdp))),
+    "a file before torch 1.6": Layout("forcing", write_torch(prefixed, _use_new_zipfile_serialization=False)),
+    "ComfyUI, bare names": Layout("wan", write_comfy("", torch.float32)),
+    "ComfyUI, prefixed": Layout("comfy", write_comfy("model.diffusion_model.", torch.float32)),
+    "ComfyUI, all in one": Layout("comfy", write_all_in_one),
 }
 
 
@@ -117,6 +183,15 @@ def assert_same(found: WanDiT, expected: WanDiT) -> None:
     for name, tensor in found.state_dict().items():
         assert tensor.dtype == wanted[name].dtype, name
         assert torch.equal(tensor, wanted[name]), name
+
+
+def output(network: WanDiT) -> Tensor:
+    """The network's velocity for a fixed input."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 2, 4, 4, 6, generator=generator)
+    text = network.encode_text(torch.randn(1, 5, 10, generator=generator))
+    with torch.no_grad():
+        return network(x, torch.tensor([400.0]), text)[0]
 
 
 def lora_of(network: WanDiT, prefix: str, rank: int = 3) -> dict[str, torch.Tensor]:

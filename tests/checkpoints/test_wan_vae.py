@@ -1,12 +1,13 @@
 """Original Wan2.1 VAE files; the full map of names is held by the parity tests."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reward_forcing.checkpoints.wan_vae import load_wan_vae, wan_vae_from_original, wan_vae_key_map
+from reward_forcing.checkpoints.wan_vae import load_wan_vae, wan_vae_from_original, wan_vae_key_map, wan_vae_names
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden" / "vae_wan_d4_z4.safetensors"
 
@@ -24,6 +25,14 @@ def test_both_file_types_load_every_weight(tmp_path, weights, name):
     loaded = vae.state_dict()
     assert all(torch.equal(loaded[new], weights[old]) for old, new in wan_vae_key_map(weights).items())
     assert vae.config.temperal_downsample == [False, True, True]
+
+
+def test_names_go_back_to_the_recorded_originals(weights):
+    recorded = json.loads(GOLDEN.with_suffix(".json").read_text())["original_to_diffusers"]
+    assert wan_vae_names(recorded.values()) == {new: old for old, new in recorded.items()}
+    for name in ("encoder.stem.weight", "decoder.up_blocks.0.upsamplers.0.conv.weight", "quant_conv2.weight"):
+        with pytest.raises(ValueError, match=r"unknown parameter|not named as those of a Wan2"):
+            wan_vae_names([*recorded.values(), name])
 
 
 def test_map_reaches_every_parameter_once(weights):
@@ -49,7 +58,9 @@ def test_other_weights_are_refused(weights):
         wan_vae_from_original({"layer.weight": torch.zeros(1)})
 
 
-def test_a_file_with_code_is_refused(tmp_path):
-    torch.save({"path": Path("x"), "code": pytest.raises}, tmp_path / "vae.pth")
-    with pytest.raises(ValueError, match="holds more than weights"):
-        load_wan_vae(tmp_path / "vae.pth")
+def test_a_file_that_cannot_be_a_vae_is_named(tmp_path, weights):
+    save_file(
+        {name: t[:1] if name == "conv2.weight" else t for name, t in weights.items()}, tmp_path / "vae.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"vae\.safetensors'.*do not fit the VAE"):
+        load_wan_vae(tmp_path / "vae.safetensors", latents_mean=[0.0], latents_std=[1.0])

@@ -19,6 +19,7 @@ from reward_forcing.config import unknown
 from reward_forcing.models.wan_dit import WanDiT
 
 CLASS_NAMES = ("WanTransformer3DModel", "WanModel", "CausalWanModel", "WanDiT")
+PUBLISHED_SIZES = {(30, 12, 8960): "Wan2.1 1.3B", (40, 40, 13824): "Wan2.1 14B"}  # layers, heads, feed-forward width
 _PUBLISHED_HEAD_DIM = 128  # of every published Wan network, the smallest of which is 1536 wide
 _SMALLEST_PUBLISHED_WIDTH = 1536
 
@@ -35,6 +36,8 @@ def read_config(path: Path) -> dict[str, Any] | None:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"'{path}' is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"'{path}' must hold a JSON object, got {type(raw).__name__}")
     if (kind := raw.get("_class_name")) is None:
         return None
     if kind not in CLASS_NAMES:
@@ -42,8 +45,10 @@ def read_config(path: Path) -> dict[str, Any] | None:
     if raw.get("model_type", "t2v") != "t2v":
         raise ValueError(f"'{path}' describes a network of type {raw['model_type']}; only text-to-video is supported")
     if "num_heads" in raw:
-        heads = raw["num_heads"]
-        return {"num_attention_heads": heads, "attention_head_dim": raw["dim"] // heads, "eps": raw.get("eps", 1e-6)}
+        heads, width = raw["num_heads"], raw.get("dim")
+        if not (isinstance(heads, int) and isinstance(width, int) and heads > 0 and width % heads == 0):
+            raise ValueError(f"'{path}': dim = {width} must be a multiple of num_heads = {heads}")
+        return {"num_attention_heads": heads, "attention_head_dim": width // heads, "eps": raw.get("eps", 1e-6)}
     known = inspect.signature(WanDiT.__init__).parameters
     settings = {name: value for name, value in raw.items() if not name.startswith("_")}
     for name, value in settings.items():
@@ -58,20 +63,22 @@ def infer_config(
     """The `WanDiT` arguments under which `parameters` fit: sizes from shapes, the rest from `stored`, then defaults.
 
     Without `stored` and `heads`, heads are taken to be 128 wide where the network is as wide as a published one.
-    Raises ValueError if an expected parameter is missing, if the heads cannot be known, or if `stored` or `heads`
-    contradict the shapes.
+    Raises ValueError if an expected parameter is missing or no tensor of its kind, if a block is missing, if the heads
+    cannot be known, or if `stored` or `heads` contradict the shapes.
     """
-    patch, out = _shape(parameters, "patch_embedding.weight"), _shape(parameters, "proj_out.weight")
+    patch, out = _shape(parameters, "patch_embedding.weight", 5), _shape(parameters, "proj_out.weight", 2)
     width = patch[0]
     blocks = {int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in parameters) if match}
+    if gaps := sorted(set(range(len(blocks))) - blocks):
+        raise ValueError(f"block {gaps[0]} is missing: the blocks are {_first(sorted(blocks))}")
     sizes = {
         "patch_size": tuple(patch[2:]),
         "in_channels": patch[1],
         "out_channels": out[0] // math.prod(patch[2:]),
-        "text_dim": _shape(parameters, "condition_embedder.text_embedder.linear_1.weight")[1],
-        "freq_dim": _shape(parameters, "condition_embedder.time_embedder.linear_1.weight")[1],
-        "ffn_dim": _shape(parameters, "blocks.0.ffn.net.0.proj.weight")[0],
-        "num_layers": max(blocks) + 1,
+        "text_dim": _shape(parameters, "condition_embedder.text_embedder.linear_1.weight", 2)[1],
+        "freq_dim": _shape(parameters, "condition_embedder.time_embedder.linear_1.weight", 2)[1],
+        "ffn_dim": _shape(parameters, "blocks.0.ffn.net.0.proj.weight", 2)[0],
+        "num_layers": len(blocks),
         "cross_attn_norm": "blocks.0.norm2.weight" in parameters,
     }
     settings = dict(stored or {})
@@ -144,12 +151,15 @@ def _heads(width: int, settings: Mapping[str, Any], heads: int | None) -> dict[s
     return {"num_attention_heads": heads, "attention_head_dim": width // heads}
 
 
-def _shape(parameters: Mapping[str, LazyTensor], name: str) -> tuple[int, ...]:
+def _shape(parameters: Mapping[str, LazyTensor], name: str, dimensions: int) -> tuple[int, ...]:
     if name not in parameters:
         raise ValueError(f"'{name}' is missing, so this is not a whole Wan transformer; it has {_first(parameters)}")
-    return parameters[name].shape
+    shape = parameters[name].shape
+    if len(shape) != dimensions or 0 in shape:
+        raise ValueError(f"'{name}' has the shape {list(shape)}, which no Wan transformer has")
+    return shape
 
 
 def _first(names: Any, count: int = 3) -> str:
-    names = list(names)
+    names = list(map(str, names))
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -7,9 +7,11 @@ out as they stand in the file.
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +32,10 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_FOREIGN = re.compile(r"(?:GLOBAL|global|class) ([\w.]+\.\w+)")  # how torch names what it refuses to import
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
+_COMPANIONS = ("Wan2.1_VAE.", "models_t5_", "models_clip_")  # what the original repository keeps beside its transformer
 
 
 @dataclass(frozen=True)
@@ -51,50 +57,115 @@ class LazyTensor:
         return self.numel * self.dtype.itemsize
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "LazyTensor":
-        """A tensor that is in memory, or mapped there, as a lazy one."""
-        return cls(tuple(tensor.shape), tensor.dtype, tensor.detach().clone)
+    def of(cls, tensor: Tensor, mapped: bool = True) -> "LazyTensor":
+        """A stored tensor as a lazy one. mapped: it is the file's own memory, so `read` copies it."""
+        tensor = tensor.detach()
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.clone if mapped else lambda: tensor)
+
+    def map(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> "LazyTensor":
+        """It with `change` applied when it is read, which keeps its shape and gives `dtype` (None: its own)."""
+        return LazyTensor(self.shape, dtype or self.dtype, lambda: change(self.read()))
 
 
 def find_weights(path: Path) -> tuple[Path, ...]:
     """The weight files of a checkpoint: `path` itself, the shards an index names, or what a folder holds.
 
     A folder may be a whole model (its `transformer/` is meant), a diffusers component, or a repository of the original
-    Wan. Raises FileNotFoundError if there is nothing to read, ValueError if a folder holds several candidates.
+    Wan. Raises FileNotFoundError if there is nothing to read, ValueError if a folder holds several candidates, and for
+    a shard by itself.
     """
+    return _find(path)[0]
+
+
+def companions(path: Path) -> list[Path]:
+    """What holds the VAE and the text encoder in the folder of a model: their files (original Wan) or folders."""
+    folders = [path / part for part in ("vae", "text_encoder") if (path / part).is_dir()]
+    files = [file for file in sorted(path.glob("*")) if file.name.startswith(_COMPANIONS)] if path.is_dir() else []
+    return folders + files
+
+
+def read_weights(path: Path) -> tuple[tuple[Path, ...], dict[str, Any]]:
+    """The weight files of a checkpoint, as `find_weights` does, and what they hold together, as `read_content` does.
+
+    Raises ValueError also if a parameter is in two shards, or not in the shard that the index says.
+    """
+    files, weight_map = _find(path)
+    content: dict[str, Any] = {}
+    for file in files:
+        part = read_content(file)
+        if twice := sorted(content.keys() & part.keys()):
+            raise ValueError(f"'{file}' holds '{twice[0]}', which another shard of '{path}' holds too")
+        if lacking := [name for name, shard in weight_map.items() if shard == file.name and name not in part]:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise ValueError(f"'{file}' lacks '{lacking[0]}'{more}, which its index says is there; fetch it again")
+        content |= part
+    return files, content
+
+
+def _find(path: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """The weight files of a checkpoint, and name -> file name as its index says (empty without one)."""
     if not path.exists():
         raise FileNotFoundError(f"no file or folder '{path}'")
     if path.is_file():
-        return _shards(path) if path.name.endswith(".index.json") else (path,)
+        if path.name.endswith(".index.json"):
+            return _shards(path)
+        if match := _SHARD.fullmatch(path.name):
+            raise ValueError(f"'{path}' is one of {int(match[2])} shards; name the folder or the index of all")
+        return (path,), {}
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     if indices := sorted(folder.glob("*.safetensors.index.json")):
         return _shards(_only(folder, indices))
     for pattern in ("diffusion_pytorch_model.safetensors", "*.safetensors", "*.pt", "*.pth", "*.bin"):
-        if found := sorted(folder.glob(pattern)):
-            return (_only(folder, found),)
+        if found := [file for file in sorted(folder.glob(pattern)) if not file.name.startswith(_COMPANIONS)]:
+            return (_only(folder, found),), {}
     raise FileNotFoundError(f"no weights in '{folder}'; expected .safetensors (single or with an index) or .pt")
 
 
 def read_content(path: Path) -> dict[str, Any]:
     """What one weight file holds, as nested dicts with a `LazyTensor` for every tensor.
 
-    Raises ValueError, with the likely cause, for a file that is damaged, is no weight file, or would need to run code.
+    Raises ValueError, with the likely cause, for a file that is damaged, is no weight file, or would need to run code;
+    MemoryError for a torch file that exceeds this machine's memory.
     """
     kind = _kind(path)
+    if kind == "safetensors":
+        return _read_safetensors(path)
     try:
-        if kind == "safetensors":
-            return _read_safetensors(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "torch")
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"'{path}' holds Python objects besides tensors, which could run code; it is not read. "
-            "Save its state dicts alone with torch.save or safetensors"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, KeyError, OSError) as error:
-        raise ValueError(f"'{path}' is damaged or incomplete ({_first_line(error)}); fetch it again") from error
+    except Exception as error:  # damaged bytes fail in any way: as a decoder's, an index's, a key's error
+        if isinstance(error, pickle.UnpicklingError) and (found := _FOREIGN.search(str(error))):
+            raise ValueError(
+                f"'{path}' holds Python objects besides tensors ({found[1]}), which could run code; it is not read. "
+                "Save its state dicts alone with torch.save or safetensors"
+            ) from error
+        if "unable to mmap" in str(error):
+            raise MemoryError(
+                f"'{path}' of {path.stat().st_size / 2**30:.0f} GiB cannot be mapped: the system grants no more than "
+                "its memory. A safetensors file is read without this; convert it on a larger machine"
+            ) from error
+        raise ValueError(_damage(path, error)) from error
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' holds a {type(content).__name__}; expected a dict of tensors or of state dicts")
-    return _lazy(content)
+    return _lazy(content, mapped=kind == "torch")
+
+
+def save_safetensors(
+    path: Path, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
+) -> None:
+    """Write a safetensors file, one tensor in memory at a time; larger number formats first, as alignment asks."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        kind, shape = _NAMES[tensors[name].dtype], list(tensors[name].shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(_bytes_of(tensors[name].read().contiguous()))
 
 
 def _kind(path: Path) -> str:
@@ -109,6 +180,7 @@ def _kind(path: Path) -> str:
         return "torch, legacy"
     reasons = {
         not head: "is empty; the download or the disk failed",
+        head.startswith(b"GGUF"): "is a GGUF file, whose quantised weights are not read; fetch the safetensors file",
         head.startswith(b"version https://git-lfs"): "is a Git LFS pointer, not the weights; run `git lfs pull`",
         head[:1] == b"\x80": "is a bare Python pickle, which could run code; it is not read",
         start == b"<": "is a web page, not weights; the download went wrong",
@@ -117,50 +189,79 @@ def _kind(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    def reader(name: str) -> Callable[[], Tensor]:
+    """The tensors of a safetensors file, whose header the library checks and whose bytes are read without mapping.
+
+    torch's mapping is one that could be written to, which a system grants up to the memory it has: no 14B file could be
+    looked into on a smaller machine.
+    """
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(_damage(path, error)) from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    if unknown := [name for name, entry in header.items() if entry["dtype"] not in _DTYPES]:
+        raise ValueError(f"'{path}': {unknown[0]} has the unsupported dtype {header[unknown[0]]['dtype']}")
+
+    def reader(shape: tuple[int, ...], dtype: torch.dtype, start: int) -> Callable[[], Tensor]:
         def read() -> Tensor:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name)
+            tensor = torch.empty(shape, dtype=dtype)
+            with path.open("rb") as file:
+                file.seek(8 + length + start)
+                if file.readinto(_bytes_of(tensor)) < tensor.nbytes:
+                    raise ValueError(f"'{path}' has become shorter while it was read; fetch it again")
+            return tensor
 
         return read
 
     content: dict[str, Any] = {}
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a dict
-            entry = file.get_slice(name)
-            dtype = _DTYPES.get(entry.get_dtype())
-            if dtype is None:
-                raise ValueError(f"'{path}': {name} has the unsupported dtype {entry.get_dtype()}")
-            content[name] = LazyTensor(tuple(entry.get_shape()), dtype, reader(name))
+    for name, entry in header.items():
+        shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+        content[name] = LazyTensor(shape, dtype, reader(shape, dtype, entry["data_offsets"][0]))
     return content
 
 
-def _lazy(content: Any) -> Any:
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _lazy(content: Any, mapped: bool) -> Any:
     if isinstance(content, dict):
-        return {str(name): _lazy(value) for name, value in content.items()}
-    return LazyTensor.of(content) if isinstance(content, Tensor) else content
+        return {str(name): _lazy(value, mapped) for name, value in content.items()}
+    return LazyTensor.of(content, mapped) if isinstance(content, Tensor) else content
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def _shards(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"'{index}' is not a safetensors index: it has no weight_map") from error
+    if outside:
+        raise ValueError(f"'{index}' names a shard outside its folder: '{outside[0]}'")
     shards = tuple(index.parent / name for name in names)
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise FileNotFoundError(f"'{index}' names shards that are missing: {', '.join(missing[:3])}{more}")
-    return shards
+    return shards, weight_map
 
 
 def _only(folder: Path, found: list[Path]) -> Path:
+    if len(found) > 1 and (match := _SHARD.fullmatch(found[0].name)):
+        raise FileNotFoundError(f"'{folder}' holds shards without '{match[1]}.safetensors.index.json'; fetch it too")
     if len(found) > 1:
         raise ValueError(f"'{folder}' holds several checkpoints; name one: {', '.join(path.name for path in found)}")
     return found[0]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _damage(path: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"'{path}' is damaged or incomplete ({reason}); fetch it again"
 
 
 def files_hash(files: Iterable[Path]) -> str:

@@ -5,7 +5,7 @@ Shapes and values are the same in both; only names differ. Wrapper prefixes and 
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -40,6 +40,12 @@ _IN_BLOCK_EXACT = {
 }
 
 
+_OTHER_KINDS = {
+    r"img_emb|_img\.|image_embedder|add_[kv]_proj|norm_added_k": "an image-to-video",
+    r"^vace_": "a VACE",
+}
+
+
 def _with_weight_and_bias(names: Mapping[str, str]) -> dict[str, str]:
     return {f"{a}.{kind}": f"{b}.{kind}" for a, b in names.items() for kind in ("weight", "bias")}
 
@@ -61,7 +67,7 @@ DIFFUSERS_TO_WAN = MappingProxyType({diffusers: original for original, diffusers
 def wan_to_diffusers(state: Mapping[str, T]) -> dict[str, T]:
     """State dict with diffusers' names, as `WanDiT` has them, from one with Wan2.1's original names.
 
-    Raises ValueError at a name that is neither, naming the nearest; image-to-video weights are recognised as such.
+    Raises ValueError at a name that is neither, naming the nearest; other kinds of Wan networks are recognised as such.
     """
     return {_rename(name, WAN_TO_DIFFUSERS): value for name, value in state.items()}
 
@@ -71,14 +77,21 @@ def diffusers_to_wan(state: Mapping[str, T]) -> dict[str, T]:
     return {_rename(name, DIFFUSERS_TO_WAN): value for name, value in state.items()}
 
 
+def refuse_other_kinds(names: Iterable[str]) -> None:
+    """Raise ValueError at a name, in either naming, that only another kind of Wan network has; it says which kind."""
+    for name in names:
+        for pattern, kind in _OTHER_KINDS.items():
+            if re.search(pattern, name):
+                raise ValueError(f"{name!r} belongs to {kind} network; only text-to-video ones are supported")
+
+
 def _rename(name: str, names: Mapping[str, str]) -> str:
     index = re.match(r"blocks\.(\d+)\.", name)
     number = index.group(1) if index else ""
     general = re.sub(r"^blocks\.\d+\.", "blocks.{}.", name)
     if general in names:
         return names[general].replace("{}", number)
-    if re.search(r"img_emb|_img\.|image_embedder|add_[kv]_proj|norm_added_k", name):
-        raise ValueError(f"{name!r} belongs to an image-to-video network; only text-to-video ones are supported")
+    refuse_other_kinds((name,))
     near = [match.replace("{}", number) for match in difflib.get_close_matches(general, names, n=1)]
     hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(f"unknown parameter {name!r}{hint} Strip wrapper prefixes such as 'model.' first.")

@@ -1,18 +1,17 @@
 """The original Wan2.1 VAE checkpoint (`Wan2.1_VAE.pth`) as diffusers' `AutoencoderKLWan`: names, config, weights.
 
-Both directions come from one map, which is derived from the names alone. The values are the same in both.
+The map of names, in both directions, is derived from the names alone. The values are the same in both.
 """
 
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from safetensors.torch import load_file
 from torch import Tensor
+
+from reward_forcing.checkpoints.files import LazyTensor, read_content
 
 _QUANT = {"conv1": "quant_conv", "conv2": "post_quant_conv"}
 _ENDS = {"conv1": "conv_in", "head.0": "norm_out", "head.2": "conv_out"}
@@ -23,8 +22,11 @@ _RESIDUAL = {
     "residual.6": "conv2",
     "shortcut": "conv_shortcut",
 }
+_QUANT_BACK, _ENDS_BACK, _RESIDUAL_BACK = ({new: old for old, new in d.items()} for d in (_QUANT, _ENDS, _RESIDUAL))
 _RESAMPLE = ("resample.1", "time_conv")
 _ATTENTION = ("norm", "to_qkv", "proj")
+_UP = re.compile(r"decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.")
+_IN_BLOCK = re.compile(r"(?:(mid_block)|(down_blocks)\.(\d+))\.(?:(resnets|attentions)\.(\d+)\.)?(.+)")
 _BLOCK = re.compile(r"(downsamples|middle|upsamples)\.(\d+)\.(.+)")
 
 
@@ -41,7 +43,21 @@ def wan_vae_key_map(names: Iterable[str]) -> dict[str, str]:
     return {name: _rename(name, ends) for name in names}
 
 
-def wan_vae_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def wan_vae_names(names: Iterable[str]) -> dict[str, str]:
+    """The original name of every one of diffusers' parameter names: the inverse of `wan_vae_key_map`.
+
+    Raises ValueError for a name that the Wan2.1 VAE does not have.
+    """
+    names = list(names)
+    layers = sorted({(int(m[1]), m[2] != "resnets", int(m[3])) for m in map(_UP.match, names) if m})
+    numbers = {layer: i for i, layer in enumerate(layers)}  # of a block, the residual layers come first
+    original = {name: _original(name, numbers) for name in names}
+    if wan_vae_key_map(original.values()) != {old: new for new, old in original.items()}:
+        raise ValueError("the VAE's parameters are not named as those of a Wan2.1 VAE")
+    return original
+
+
+def wan_vae_config(weights: Mapping[str, Tensor | LazyTensor]) -> dict[str, Any]:
     """The `AutoencoderKLWan` config that original weights imply, without the latents' statistics.
 
     Raises ValueError if the weights are not those of a Wan2.1 VAE.
@@ -81,19 +97,16 @@ def wan_vae_from_original(weights: Mapping[str, Tensor], **config: Any) -> Autoe
 
 
 def load_wan_vae(path: str | Path, **config: Any) -> AutoencoderKLWan:
-    """The diffusers VAE in an original checkpoint file, `.pth` (read without executing code) or `.safetensors`.
+    """The diffusers VAE in an original checkpoint file, a torch file (read without executing code) or safetensors.
 
     diffusers' defaults for `latents_mean` and `latents_std` are those of the published Wan2.1 VAE.
     Raises ValueError if the file cannot be read as weights or does not hold a Wan2.1 VAE.
     """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return wan_vae_from_original(load_file(path), **config)
+    weights = {name: tensor.read() for name, tensor in read_content(Path(path)).items()}
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than weights; expected the file Wan2.1_VAE.pth as published") from error
-    return wan_vae_from_original(weights, **config)
+        return wan_vae_from_original(weights, **config)
+    except ValueError as error:
+        raise ValueError(f"'{path}': {error}") from error
 
 
 def _rename(name: str, ends: list[int]) -> str:
@@ -124,3 +137,23 @@ def _rename_block(group: str, i: int, layer: str, ends: list[int]) -> str | None
     if layer not in _RESAMPLE or group == "middle":
         return None
     return f"down_blocks.{i}.{layer}" if group == "downsamples" else f"up_blocks.{ends.index(i)}.upsamplers.0.{layer}"
+
+
+def _original(name: str, numbers: Mapping[tuple[int, bool, int], int]) -> str:
+    """The original name of one parameter of diffusers'; `numbers` are those of the decoder's layers in one row."""
+    path, _, kind = name.rpartition(".")
+    side, _, layer = path.partition(".")
+    if path in _QUANT_BACK or layer in _ENDS_BACK:
+        return f"{_QUANT_BACK[path] if path in _QUANT_BACK else f'{side}.{_ENDS_BACK[layer]}'}.{kind}"
+    if up := _UP.match(name):
+        number, layer = numbers[int(up[1]), up[2] != "resnets", int(up[3])], path[up.end() :]
+        return f"decoder.upsamples.{number}.{_RESIDUAL_BACK.get(layer, layer)}.{kind}"
+    if match := _IN_BLOCK.fullmatch(layer):
+        layer = _RESIDUAL_BACK.get(match[6], match[6])
+        if match[2]:
+            return f"{side}.downsamples.{match[3]}.{layer}.{kind}"
+        if match[4]:
+            return f"{side}.middle.{2 * int(match[5]) + (match[4] == 'attentions')}.{layer}.{kind}"
+    raise ValueError(
+        f"unknown parameter '{name}'; expected a name of diffusers' AutoencoderKLWan, as 'quant_conv.weight'"
+    )

@@ -22,6 +22,16 @@ class Format(StrEnum):
     DIFFUSERS = "diffusers"
     WAN = "wan"
     FORCING = "forcing"
+    FORCING_FLAT = "forcing-flat"
+    COMFY = "comfy"
+
+
+class Dtype(StrEnum):
+    """The number formats that `rforce models convert` writes; the values are torch's names."""
+
+    BF16 = "bfloat16"
+    FP16 = "float16"
+    FP32 = "float32"
 
 
 @app.command("list")
@@ -58,42 +68,64 @@ def info(
 
 
 @app.command("convert")
-def convert_model(
+def convert_checkpoint(
     source: Annotated[str, typer.Argument(help="A file, folder, bundled name or hub id.")],
-    destination: Annotated[Path, typer.Argument(help="The folder (diffusers, wan) or .pt file (forcing) to write.")],
+    destination: Annotated[Path, typer.Argument(help="The folder (diffusers, wan) or file (the others) to write.")],
     to: Annotated[Format, typer.Option(help="The format to write.")] = Format.DIFFUSERS,
     which: Annotated[str | None, typer.Option(help="The network of a file that holds several, as critic.")] = None,
     heads: Heads = None,
+    lora: Annotated[str | None, typer.Option(help="A LoRA to merge, as LongLive's lora.pt.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="Its alpha, where the file does not tell.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Of every parameter; as they are if not given.")] = None,
+    causal: Annotated[bool, typer.Option("--causal", help="Mark for ComfyUI's autoregressive loader.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Also the VAE, text encoder and tokenizer.")] = False,
+    weights: Annotated[str | None, typer.Option(help="With --whole: the transformer, in place of SOURCE's.")] = None,
 ) -> None:
-    """Write a checkpoint's transformer in another format; values and dtypes stay as they are."""
-    from reward_forcing.checkpoints.convert import convert
+    """Write a checkpoint's transformer in another format; values stay as they are unless --dtype is given."""
+    import torch
 
-    print(convert(source, destination, to.value, which, heads=heads))
+    from reward_forcing.checkpoints.convert import convert
+    from reward_forcing.checkpoints.repository import convert_model
+
+    number = None if dtype is None else getattr(torch, dtype.value)
+    options = {"which": which, "heads": heads, "lora": lora, "lora_alpha": lora_alpha, "dtype": number}
+    if not whole:
+        if weights is not None:
+            raise ValueError("--weights is the transformer of a whole model; add --whole, or name it as the source")
+        print(convert(source, destination, to.value, causal=causal, **options))
+        return
+    if to not in (Format.DIFFUSERS, Format.WAN):
+        raise ValueError(f"--whole writes a folder; give --to diffusers or --to wan, not {to.value}")
+    print(convert_model(source, destination, to.value, weights=weights, **options))
 
 
 def describe(found: "CheckpointInfo") -> str:
     """An inspected checkpoint as aligned lines of text."""
-    lines = [found.path, f"  format     {found.format}"]
+    from reward_forcing.checkpoints.diffusers import PUBLISHED_SIZES
+
+    lines = [("format", f"{found.format}: {found.layout}")]
     for role, network in found.roles.items():
         dtypes = " ".join(network.dtypes)
         mark = "  (default)" if role == found.default_role and len(found.roles) > 1 else ""
-        lines.append(
-            f"  {role:10} {network.parameters:,} parameters, {network.nbytes / 2**20:,.1f} MiB, {dtypes}{mark}"
-        )
+        lines.append((role, f"{network.parameters:,} parameters, {network.nbytes / 2**20:,.1f} MiB, {dtypes}{mark}"))
     if found.lora_rank is not None:
-        lines.append(f"  rank       {found.lora_rank}")
+        lines.append(("rank", f"{found.lora_rank}"))
     if found.config is not None:
         c = found.config
-        width = c["num_attention_heads"] * c["attention_head_dim"]
-        heads = f"{c['num_attention_heads']} heads of {c['attention_head_dim']}"
-        lines.append(f"  network    {c['num_layers']} layers, width {width}, {heads}, feed-forward {c['ffn_dim']}")
+        heads = c["num_attention_heads"]
+        width = f"width {heads * c['attention_head_dim']}, {heads} heads of {c['attention_head_dim']}"
+        size = PUBLISHED_SIZES.get((c["num_layers"], heads, c["ffn_dim"]))
+        as_published = f" (as {size})" if size else ""
+        lines.append(("network", f"{c['num_layers']} layers, {width}, feed-forward {c['ffn_dim']}{as_published}"))
         lines.append(
-            f"  latents    {c['in_channels']} channels, patches {tuple(c['patch_size'])}; text {c['text_dim']}"
+            ("latents", f"{c['in_channels']} channels, patches {tuple(c['patch_size'])}; text {c['text_dim']}")
         )
-    if found.config_problem:
-        lines.append(f"  unclear    {found.config_problem}")
-    lines += [f"  sha256     {digest}  {file}" for file, digest in found.sha256.items()]
-    return "\n".join(lines)
+    if found.problem:
+        lines.append(("unclear", found.problem))
+    lines += [("beside it", f"{part}: {what}") for part, what in found.parts.items()]
+    lines += [("sha256", f"{digest}  {file}") for file, digest in found.sha256.items()]
+    names = max(len(name) for name, _ in lines)
+    return "\n".join([found.path, *(f"  {name:{names}}  {text}" for name, text in lines)])
 
 
 @app.command()

@@ -18,39 +18,33 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from pydantic import ValidationError
 from torch import nn
 
-from reward_forcing.checkpoints.detect import open_checkpoint
-from reward_forcing.checkpoints.diffusers import check_fit
-from reward_forcing.checkpoints.files import LazyTensor, find_weights, read_content
+from reward_forcing.checkpoints.detect import Checkpoint, open_checkpoint
+from reward_forcing.checkpoints.diffusers import check_fit, read_config
+from reward_forcing.checkpoints.files import LazyTensor, read_weights
 from reward_forcing.checkpoints.hub import bundled, resolve
 from reward_forcing.checkpoints.load import open_network
+from reward_forcing.checkpoints.repository import COMPONENTS, INDEX, VAE_FILE
 from reward_forcing.config import describe
 from reward_forcing.geometry import Geometry
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.streaming.methods import StreamingSettings, streaming_settings
 
-INDEX = "model_index.json"
 PIPELINES = ("StreamingVideoPipeline", "WanPipeline")
 BUNDLED = "mini"
-COMPONENTS = {
-    "transformer": ("diffusers", "WanTransformer3DModel"),
-    "vae": ("diffusers", "AutoencoderKLWan"),
-    "text_encoder": ("transformers", "UMT5EncoderModel"),
-    "tokenizer": ("transformers", "T5TokenizerFast"),
-    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
-}
 
 
 @dataclass(frozen=True)
 class ModelFolder:
     """A model folder that has been looked through: its place, how it streams, and its sizes in pixels and latents.
 
-    transformer: where the network's weights are, the folder itself unless others were named. trained_for: the method
-    that the weights were trained for, None where that is not known.
+    transformer: where the network's weights are, the folder itself unless others were named. heads: of its attention.
+    trained_for: the method that the weights were trained for, None where that is not known.
     """
 
     path: Path
     transformer: Path
+    heads: int
     settings: StreamingSettings
     geometry: Geometry
     latent_channels: int
@@ -84,14 +78,16 @@ def open_model_folder(
     """The model called `name` (see `find_model`), checked as far as headers and configurations tell.
 
     method: one of `METHODS`; None takes the model's own. weights: a checkpoint of any known format whose transformer
-    replaces the folder's. changes: settings over the method's and the model's, see `streaming_settings`.
+    replaces the folder's; where it does not tell its number of heads, they are the folder's. changes: settings over the
+    method's and the model's, see `streaming_settings`.
     Raises FileNotFoundError if a part is missing, ValueError for a folder of another kind, parts
     that do not fit together, damaged weights and settings that make no sense.
     """
     path = find_model(name)
     index = _read_index(path)
     transformer = path if weights is None else resolve(weights)
-    network, _ = open_network(open_checkpoint(transformer))
+    checkpoint = open_checkpoint(transformer)
+    network, _ = open_network(checkpoint, heads=None if weights is None else _heads_of(path, checkpoint))
     vae = _check_vae(path / "vae")
     text_dim = _check_text_encoder(path)
     for part, has, other, needs in (
@@ -102,8 +98,9 @@ def open_model_folder(
             raise ValueError(f"'{path}': the transformer expects {needs} {other}, the {part} gives {has}")
     settings = _settings(path / INDEX, index.get("streaming", {}), method, changes)
     geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, network.patch)
+    heads = network.config["num_attention_heads"]
     trained_for = index.get("streaming", {}).get("method") if weights is None else None
-    return ModelFolder(path, transformer, settings, geometry, network.config["in_channels"], trained_for)
+    return ModelFolder(path, transformer, heads, settings, geometry, network.config["in_channels"], trained_for)
 
 
 def write_model_folder(
@@ -173,6 +170,8 @@ def _read_index(path: Path) -> dict[str, Any]:
     if not (path / INDEX).is_file():
         parts = [part for part in COMPONENTS if (path / part).is_dir()]
         found = f"it has {', '.join(parts)}" if parts else "it has none of a model's parts"
+        if (path / VAE_FILE).is_file():
+            found = "it is the original Wan's: `rforce models convert SRC NEW --whole` makes one of it"
         raise FileNotFoundError(f"no {INDEX} in '{path}', so it is not a whole model folder ({found})")
     index = _read_json(path / INDEX)
     if index.get("_class_name") not in PIPELINES:
@@ -231,7 +230,17 @@ def _check_text_encoder(path: Path) -> int:
 
 def _headers(folder: Path) -> dict[str, LazyTensor]:
     """The parameters in the weight files of a component, unread."""
-    return {name: tensor for file in find_weights(folder) for name, tensor in read_content(file).items()}
+    return read_weights(folder)[1]
+
+
+def _heads_of(path: Path, checkpoint: Checkpoint) -> int | None:
+    """The heads of the folder's own network, for weights that are as wide and do not tell theirs; else None."""
+    own = read_config(path / "transformer" / "config.json") or {}
+    heads, head_dim = own.get("num_attention_heads"), own.get("attention_head_dim")
+    if not (heads and head_dim) or checkpoint.config is not None or checkpoint.format == "lora":
+        return None
+    width = checkpoint.roles[checkpoint.role()]["patch_embedding.weight"].shape[0]
+    return heads if heads * head_dim == width else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class StreamingVideoPipeline:
                 f"'{folder.settings.method}'"
             )
         network_dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        transformer = load_transformer(folder.transformer, dtype=network_dtype, device=device)
+        transformer = load_transformer(folder.transformer, heads=folder.heads, dtype=network_dtype, device=device)
         vae = StreamingVAE.from_pretrained(folder.path / "vae", dtype, device)
         text_encoder = TextEncoder.from_pretrained(folder.path, device=device).load()
         return cls(transformer.requires_grad_(False), vae, text_encoder, folder.settings)
