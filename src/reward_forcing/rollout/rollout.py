@@ -163,7 +163,8 @@ class Rollout:
         read = self._read()
 
         def clean(x: Tensor, over: KVCache) -> KV:
-            return self._clean(x, read, over.past(x.shape[1]) if over.frames else None)
+            past = over.past(x.shape[1], over.settings.clean_pass_sees_sink) if over.frames else None
+            return self._clean(x, read, past)
 
         with torch.set_grad_enabled(self._kv_grad == "clean" and torch.is_grad_enabled()):
             cache = self._switch.cache(state.cache, state.recent, clean)
