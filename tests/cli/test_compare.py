@@ -99,7 +99,7 @@ def test_every_method_is_a_column_of_the_video_and_of_the_table(every_method: Pa
     )  # fmt: skip
     assert {"length", "speed", "first frames after", "flicker", "drift of sharpness", "aligned"} <= rows.keys()
     assert all(cell.strip() != "-" for cell in rows["aligned"])
-    assert lines[-1].startswith("`rforce ")
+    assert lines[-1].startswith("`rforce")  # with what was typed, which a test in this process has not been
 
 
 def test_methods_see_the_same_noise_and_make_what_generate_makes(every_method: Path, tiny_model_folder: Path) -> None:
