@@ -151,3 +151,10 @@ def test_blur_leaves_the_colour_readable() -> None:
     assert len(scenes) >= 20
     right = [see(blur(render(scene, 33), 1)).colours == (scene.colour,) for scene in scenes]
     assert np.mean(right) >= 0.95
+
+
+def test_a_trembling_clip_of_any_length_is_read() -> None:
+    still = render(Scene("pulse"), 1)[0]
+    for frames in range(2, 33):
+        trembling = np.stack([np.roll(still, 4 * (number % 2), axis=1) for number in range(frames)])
+        assert see(trembling).shapes == ("ball",)

@@ -170,7 +170,7 @@ def _new_law(regions: Sequence[Sequence[Region]]) -> tuple[int, ...]:
     law = law if law in ("spin", "pulse") else "unclear"
     track = track_of(found, shape)
     whole = fit(law, track)
-    if whole is None or whole.residual < ASTRAY or len(track.t) < 2 * LEAST_FRAMES + 4:
+    if whole is None or whole.residual < ASTRAY or len(track.t) <= 2 * LEAST_FRAMES + 4:
         return ()
     best = min(_kinks(track, law), key=lambda at: _split_residual(law, track, at))
     best = min(range(best - 2, best + 3), key=lambda at: _split_residual(law, track, at))
