@@ -39,6 +39,7 @@ def build(tiny_model_folder: Path, tmp_path: Path) -> Any:
         "dmd none": lambda: distilling(tiny_model_folder, kv_grad="none"),
         "dmd clean": lambda: distilling(tiny_model_folder, kv_grad="clean"),
         "dmd stale": lambda: distilling(tiny_model_folder, kv_grad="stale"),
+        "lora": lambda: distilling(tiny_model_folder, lora={role: {"rank": 3} for role in ("generator", "fake_score")}),
         "re_dmd": lambda: distilling(tiny_model_folder, reward=True, longest_frames=14),
     }
 
@@ -49,6 +50,8 @@ CASES = [
     ("ode_regression", "generator"),
     *((f"dmd {kv_grad}", "generator") for kv_grad in ("none", "clean", "stale")),
     ("dmd none", "fake_score"),
+    ("lora", "generator"),
+    ("lora", "fake_score"),
     ("re_dmd", "generator"),
 ]
 

@@ -17,7 +17,8 @@ from reward_forcing.logs import JsonLines
 from reward_forcing.training.distributed import ALONE, World
 from reward_forcing.training.trainer import Trainer
 
-STAGES = ["flow_matching", "causal", "dmd", "re_dmd"]
+STAGES = ["flow_matching", "causal", "dmd", "re_dmd", "lora"]
+LORA = {role: {"rank": 3, "alpha": 3.0} for role in ("generator", "fake_score")}
 
 
 @pytest.fixture
@@ -25,6 +26,8 @@ def build(request: pytest.FixtureRequest, tiny_model_folder: Path, tmp_path: Pat
     """Builds the stage of the test's name: build(world=..., **changes)."""
     if request.param in ("dmd", "re_dmd"):
         return partial(distilling, tiny_model_folder, reward=request.param == "re_dmd", kv_grad="clean")
+    if request.param == "lora":
+        return partial(distilling, tiny_model_folder, lora=LORA)
     latents = write_latents(tmp_path / "latents")
     return partial(flow_matching, tiny_model_folder, latents, causal=request.param == "causal")
 
@@ -94,6 +97,7 @@ def learned_at_start(build: Callable[..., Any], one: dict[str, Any]) -> dict[str
         f"{role}.network.{name}": tensor
         for role, network in networks.items()
         for name, tensor in network.state_dict().items()
+        if f"{role}.network.{name}" in one
     }
 
 

@@ -126,13 +126,19 @@ class DmdStage(Stage[DmdSettingsT]):
         self.sigmas = warp_denoising_steps(settings.denoising_steps, settings.shift)
         self.source = FilePrompts(settings.prompts, settings.validation_prompts) if settings.prompts else WorldPrompts()
         self.prompts = PromptEncoder(settings.text, device)
-        self.generator = place_transformer(settings.generator, self.placement)
+        lora = settings.train.lora
+        self.generator = place_transformer(settings.generator, self.placement, lora=lora.get("generator"), seed=seed)
         self.real_score = place_transformer(settings.real_score, self.placement, trained=False)
-        self.fake_score = place_transformer(settings.fake_score or settings.real_score, self.placement)
+        self.fake_score = place_transformer(self.critic_folder, self.placement, lora=lora.get("fake_score"), seed=seed)
         self.shape = (self.generator.config["in_channels"], *settings.latent_size)
         self.raters: dict[str, tuple[Reward, Rater]] = {
             name: (reward, reward.load(device)) for name, reward in settings.watched.items()
         }
+
+    @property
+    def critic_folder(self) -> Path:
+        """Where the critic starts: the teacher, if nothing is said."""
+        return self.settings.fake_score or self.settings.real_score
 
     def networks(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "fake_score": self.fake_score}
@@ -316,8 +322,8 @@ class DmdStage(Stage[DmdSettingsT]):
 
     def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write `folder`/transformer, the generator, and `folder`/fake_score, for a run that goes on from here."""
-        save_transformer(networks["generator"], folder / "transformer")
-        save_transformer(networks["fake_score"], folder / "fake_score")
+        save_transformer(networks["generator"], folder / "transformer", self.settings.generator)
+        save_transformer(networks["fake_score"], folder / "fake_score", self.critic_folder)
 
 
 def mean_rewards(scores: Mapping[str, Sequence[float]]) -> dict[str, Tensor | float]:

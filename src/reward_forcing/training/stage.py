@@ -85,9 +85,9 @@ class Stage(ABC, Generic[SettingsT]):
         self.device = device
         self.clock = Clock()
         train = settings.train
-        if not self.transformers and (train.shard != "none" or train.activation_checkpointing):
+        if not self.transformers and (train.shard != "none" or train.activation_checkpointing or train.lora):
             raise ValueError(
-                f"stage '{settings.stage}' trains no transformer; leave out train.shard and "
+                f"stage '{settings.stage}' trains no transformer; leave out train.shard, train.lora and "
                 "train.activation_checkpointing"
             )
         self.placement = Placement.of(train.shard, train.precision, world_size, device, train.compile)
@@ -154,7 +154,12 @@ class Stage(ABC, Generic[SettingsT]):
 
     def summary(self) -> str:
         """Return what is trained, in one line."""
-        sizes = (
-            f"{role} {sum(p.numel() for p in net.parameters()) / 1e6:.2f}M" for role, net in self.networks().items()
-        )
+        sizes = (f"{role} {_millions(network)}" for role, network in self.networks().items())
         return f"{self.settings.stage}: " + ", ".join(sizes)
+
+
+def _millions(network: nn.Module) -> str:
+    """How many parameters a network has, and how many of them are trained where some are not."""
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    whole, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    return f"{whole / 1e6:.2f}M" + (f" of which {trained / 1e6:.2f}M are trained" if trained < whole else "")

@@ -303,8 +303,9 @@ class Trainer:
             console().print(text, markup=False, soft_wrap=True)
 
     def _check_roles(self, roles: set[str]) -> None:
-        for place, named in (("optimizers", set(self.settings.optimizers)), ("ema", set(self.settings.ema))):
-            for role in sorted(named - roles):
+        by_role = {"optimizers": self.settings.optimizers, "ema": self.settings.ema, "lora": self.settings.lora}
+        for place, named in by_role.items():
+            for role in sorted(set(named) - roles):
                 raise ValueError(f"train.{place}: {unknown('role', role, sorted(roles))}")
         for role in sorted(roles - set(self.settings.optimizers)):
             raise ValueError(f"train.optimizers has no entry for role '{role}' of stage '{self.stage.settings.stage}'")
