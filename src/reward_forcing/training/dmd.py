@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -26,6 +26,8 @@ from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.noise import SeededNoise
 from reward_forcing.rollout.rollout import KVGrad, Rollout
 from reward_forcing.rollout.schedule import chunkwise
+from reward_forcing.rollout.switches import SwitchPolicy
+from reward_forcing.training.long_tuning import LongTuning, RunningVideos
 from reward_forcing.training.losses import dmd_gradient, dmd_loss, flow_loss, score_sigma
 from reward_forcing.training.networks import load_vae, place_transformer, save_transformer
 from reward_forcing.training.prompt_sources import FilePrompts, WorldPrompts
@@ -48,7 +50,9 @@ class DmdSettings(StageSettings):
     of a latent frame. guidance: the teacher's CFG weight, in the usual convention (the reference's 3.0 is 4.0 here).
     generator_every: critic updates per generator update. score_shift, score_range: where on the noise axis the scores
     are compared. switch_share: of the rollouts whose prompt is switched between two chunks, all three networks reading
-    each frame's own prompt. first_frame_weight: factor of the gradient of the first latent frame, which is a single
+    each frame's own prompt. long: videos run on from update to update instead (LongLive's streaming long tuning, see
+    `long_tuning`); switch_share is then that of the videos, and a clip is scored with the prompt of its new frames, which
+    alone count for both roles. first_frame_weight: factor of the gradient of the first latent frame, which is a single
     pixel frame and has no past to go by. prompts: a file with a prompt in each line, in place of `captions` captions of
     the world; its last `validation_prompts` are not trained with. negative_prompt: what guidance leads away from.
     watched: rewards that nothing optimises, by name; whenever samples are drawn they rate `watch_clips` clips of
@@ -78,6 +82,7 @@ class DmdSettings(StageSettings):
     validation_prompts: PositiveInt = 16
     negative_prompt: str = ""
     switch_share: float = Field(0.0, ge=0, le=1)
+    long: LongTuning | None = None
     first_frame_weight: PositiveFloat = 1.0
     watched: dict[str, RewardSettings] = Field(default_factory=dict)
     watch_clips: int = Field(16, ge=2)
@@ -91,6 +96,10 @@ class DmdSettings(StageSettings):
                 f"longest_frames={self.longest_frames} needs frames={self.frames} to be no more, and whole chunks of "
                 f"{chunk}"
             )
+        if self.long is not None:
+            if self.longest_frames is not None:
+                raise ValueError("longest_frames is for rollouts of their own, long for videos that run on; give one")
+            self.long.check_fit(self.frames, self.cache, self.generator_every)
         return self
 
 
@@ -112,6 +121,9 @@ class Rolled:
         return range(self.first, self.first + self.clip.shape[1])
 
 
+RolledOut: TypeAlias = tuple[Rolled, PromptTimeline, Sequence[Sequence[str]]]
+"""A rollout, what the scores read with it, and its prompts in words."""
+
 DmdSettingsT = TypeVar("DmdSettingsT", bound=DmdSettings)
 
 
@@ -131,6 +143,7 @@ class DmdStage(Stage[DmdSettingsT]):
         self.real_score = place_transformer(settings.real_score, self.placement, trained=False)
         self.fake_score = place_transformer(self.critic_folder, self.placement, lora=lora.get("fake_score"), seed=seed)
         self.shape = (self.generator.config["in_channels"], *settings.latent_size)
+        self.videos = RunningVideos(settings.long, settings.frames, settings.cache) if settings.long else None
         self.raters: dict[str, tuple[Reward, Rater]] = {
             name: (reward, reward.load(device)) for name, reward in settings.watched.items()
         }
@@ -151,17 +164,12 @@ class DmdStage(Stage[DmdSettingsT]):
         return ("generator", "fake_score") if step % self.settings.generator_every == 0 else ("fake_score",)
 
     def loss(self, role: str, step: int, draw: Draw) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The loss of one role on a fresh rollout."""
-        seeds, scenes, wordings = self._samples_of(role, draw)
+        """The loss of one role on a fresh rollout, or on the next stretch of the running videos."""
         # one exit step for the whole batch, so that all processes do the same work (Self Forcing)
         steps = 1 + int(torch.randint(len(self.sigmas), (), generator=draw.shared))
-        switch = self._switch(draw.shared)
-        frames = self._frames(draw.shared)
-        items = list(zip(scenes, wordings, strict=True))
-        captions = [self.source.prompts(items)] if switch is None else self.source.switched(items)
-        prompts = PromptTimeline(*map(self.prompts, captions), switch=switch)
+        roll_out = self._fresh_rollout if self.videos is None else self._next_stretch
         with torch.set_grad_enabled(role == "generator" and torch.is_grad_enabled()):
-            rolled = self._rollout(prompts, seeds, self.sigmas[:steps], frames)
+            rolled, prompts, captions = roll_out(role, step, draw, self.sigmas[:steps])
         x = rolled.clip
         generators = [draw.sample(index, "score") for index in draw.share(self.settings.batch)]
         shift, levels = self.settings.score_shift, self.settings.score_range
@@ -172,6 +180,46 @@ class DmdStage(Stage[DmdSettingsT]):
             loss, more = self._generator_loss(rolled, sigma, noise, prompts, weight)
             return loss, {**metrics, **more}
         return self._critic_loss(rolled, sigma, noise, prompts, weight), metrics
+
+    def _fresh_rollout(self, role: str, step: int, draw: Draw, sigmas: Sequence[float]) -> RolledOut:
+        """A rollout of its own for the role's update."""
+        seeds, scenes, wordings = self._samples_of(role, draw)
+        switch = self._switch(draw.shared)
+        frames = self._frames(draw.shared)
+        items = list(zip(scenes, wordings, strict=True))
+        captions = [self.source.prompts(items)] if switch is None else self.source.switched(items)
+        prompts = PromptTimeline(*map(self.prompts, captions), switch=switch)
+        return self._rollout(prompts, seeds, sigmas, frames), prompts, captions
+
+    def _next_stretch(self, role: str, step: int, draw: Draw, sigmas: Sequence[float]) -> RolledOut:
+        """What the role's update adds to the running videos, with the frames before it that a clip shows.
+
+        A video's own draws are those of its beginning, whichever roles its updates are of.
+        """
+        long, videos, frames = self.settings.long, self.videos, self.settings.frames
+        assert long is not None
+        assert videos is not None
+        at = long.stretch(frames, self._updates_before(role, step))
+        begun = Draw.at(self.seed, "video", at.video, draw.shard, draw.shards)
+        seeds, scenes, wordings = self._samples_of(max(self.networks(), key=self.group), begun)
+        has_switch = float(torch.rand((), generator=begun.shared)) < self.settings.switch_share
+        choices = long.switches(frames)
+        chosen = choices[int(torch.randint(len(choices), (), generator=begun.shared))] if choices else None
+        switch = chosen if has_switch else None
+        items = list(zip(scenes, wordings, strict=True))
+        is_second = switch is not None and at.start >= switch
+        captions = self.source.prompts(items) if switch is None else self.source.switched(items)[is_second]
+        prompts = PromptTimeline(self.prompts(captions))
+        rollout = self._new_rollout(prompts, seeds, sigmas, 0, long.switch)
+        share, schedule = draw.share(self.settings.batch), chunkwise(sigmas, grad_from=0)
+        x = videos.advance(rollout, schedule, share, at, switched=at.start == switch)
+        return self._scored(x, rollout.state.cache.sink_updates, long.overlap_frames), prompts, [captions]
+
+    def _updates_before(self, role: str, step: int) -> int:
+        """How many updates of either role come before the role's at `step`."""
+        every = self.settings.generator_every
+        generators = -(-step // every) + (role == "fake_score" and step % every == 0)
+        return step + generators
 
     def weight(
         self, role: str, rolled: Rolled, captions: Sequence[Sequence[str]]
@@ -223,27 +271,42 @@ class DmdStage(Stage[DmdSettingsT]):
     def _rollout(self, prompts: PromptTimeline, seeds: Sequence[int], sigmas: Sequence[float], frames: int) -> Rolled:
         """What the generator streams in `frames` latent frames; the last pass of each scored chunk carries gradient."""
         chunk = self.settings.cache.chunk_frames
-        rollout = Rollout(
-            Denoiser(self.generator),
-            chunkwise(sigmas, grad_from=max(0, frames - self.settings.frames) // chunk),
-            KVCache.empty(self.settings.cache),
-            SeededNoise(tuple(seeds)),
-            self.generator.encode_text(prompts.first),
-            self.shape,
-            device=self.device,
-            kv_grad=self.settings.kv_grad,
-        )
+        rollout = self._new_rollout(prompts, seeds, sigmas, max(0, frames - self.settings.frames) // chunk)
         pieces = []
         for start in range(0, frames, chunk):
             if prompts.second is not None and start == prompts.switch:
                 rollout.text = self.generator.encode_text(prompts.second)
             pieces.append(next(rollout).latents)
         x = torch.cat(pieces, dim=1)[:, :frames]
-        return self._scored(x, rollout.state.cache.sink_updates)
+        return self._scored(x, rollout.state.cache.sink_updates, chunk)
 
-    def _scored(self, x: Tensor, sink_updates: int) -> Rolled:
-        """The last frames of latents [B, F, C, h, w] as a clip of their own, which begins with a single pixel frame."""
-        scored, chunk = self.settings.frames, self.settings.cache.chunk_frames
+    def _new_rollout(
+        self,
+        prompts: PromptTimeline,
+        seeds: Sequence[int],
+        sigmas: Sequence[float],
+        grad_from: int,
+        switch: SwitchPolicy | None = None,
+    ) -> Rollout:
+        """The generator's rollout from an empty cache; grad_from: the first chunk whose last pass carries gradient."""
+        return Rollout(
+            Denoiser(self.generator),
+            chunkwise(sigmas, grad_from=grad_from),
+            KVCache.empty(self.settings.cache),
+            SeededNoise(tuple(seeds)),
+            self.generator.encode_text(prompts.first),
+            self.shape,
+            device=self.device,
+            kv_grad=self.settings.kv_grad,
+            switch=switch,
+        )
+
+    def _scored(self, x: Tensor, sink_updates: int, shown: int) -> Rolled:
+        """The last frames of latents [B, F, C, h, w] as a clip of their own, which begins with a single pixel frame.
+
+        shown: how many of its frames are only shown, where the clip does not begin the video.
+        """
+        scored = self.settings.frames
         first = x.shape[1] - scored
         if first <= 0:
             return Rolled(x, 0, None, sink_updates)
@@ -251,7 +314,7 @@ class DmdStage(Stage[DmdSettingsT]):
             pixels = self.vae.decode(x[:, : first + 1].float())[0][:, -1:]
             image = self.vae.encode(pixels.clamp(0, 1))[0].to(x)
         mask = torch.ones(x.shape[0], scored, dtype=torch.bool, device=x.device)
-        mask[:, :chunk] = False
+        mask[:, :shown] = False
         return Rolled(torch.cat([image, x[:, first + 1 :]], dim=1), first, mask, sink_updates)
 
     def _generator_loss(
@@ -279,7 +342,26 @@ class DmdStage(Stage[DmdSettingsT]):
         levels = sigma[:, None].expand(x.shape[:2])
         text = prompts.text(self.fake_score, rolled.numbers())
         velocity = Denoiser(self.fake_score)(add_noise(x, noise, sigma), levels, text).velocity
-        return flow_loss(velocity, noise, x, weight)
+        return flow_loss(velocity, noise, x, weight, None if self.videos is None else rolled.mask)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The running videos."""
+        return {} if self.videos is None else self.videos.tensors()
+
+    def make_room(self, stored: Mapping[str, Tensor]) -> None:
+        """Hold this process's running videos, to be loaded into."""
+        if self.videos is not None:
+            share = self.settings.batch // self.world_size
+            self.videos.make_room(stored, range(self.rank * share, (self.rank + 1) * share))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the networks."""
+        return {} if self.videos is None else {"videos": self.videos.counts()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        if self.videos is not None:
+            self.videos.set_counts(state["videos"])
 
     @cached_property
     def vae(self) -> StreamingVAE:

@@ -140,6 +140,17 @@ class Stage(ABC, Generic[SettingsT]):
         """Continue from `state_dict`."""
         return
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return tensors that a resumed run needs besides the networks, under names that no other process uses."""
+        return {}
+
+    def make_room(self, stored: Mapping[str, Tensor]) -> None:
+        """Hold, to be loaded into, those of the tensors stored under the names of `tensors` that this process needs.
+
+        stored: of all processes, however many there were, without values.
+        """
+        return
+
     def samples(self, step: int) -> Mapping[str, Tensor]:
         """Return clips to look at after `step` steps: name -> frames [n, T, 3, H, W], uint8 or float in [0, 1].
 
