@@ -172,7 +172,10 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
     [
         {},
         {"lora": LORA, "kv_grad": "clean", "activation_checkpointing": True},
-        {"cache": {"window_frames": 6, "chunk_frames": 2, "sink": {"kind": "static", "frames": 2}}, "precision": "bf16"},
+        {
+            "cache": {"window_frames": 6, "chunk_frames": 2, "sink": {"kind": "static", "frames": 2}},
+            "precision": "bf16",
+        },
         {"reward": True},
         {"cache": {"window_frames": 4, "chunk_frames": 2, "sink": {"kind": "none"}}, "save_async": True},
     ],
@@ -182,15 +185,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     tiny_model_folder: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """Interrupted in each of a video's stretches, and between two videos."""
-    run(tiny_model_folder, tmp_path / "whole", **changes)
+    run(tiny_model_folder, tmp_path / "whole", steps=6, **changes)
     places = []
-    for steps in range(1, 6):
+    for steps in (1, 2, 3, 5, 6):
         run(tiny_model_folder, tmp_path / "parts", steps=steps, **changes)
         kept = learned(tmp_path / "parts")
         places.append({name for name in kept if name.startswith("stage.video.")})
-    assert places[4], "in the midst of a video"
+    assert [bool(names) for names in places] == [True, True, True, False, True]
     has_sink = changes.get("cache", {}).get("sink", {}).get("kind") != "none"
-    assert any("sink_keys" in name for name in places[4]) == has_sink
+    assert any("sink_keys" in name for name in places[0]) == has_sink
     assert_equal(kept, learned(tmp_path / "whole"))
     logged = [JsonLines(tmp_path / name / "log.jsonl").rows() for name in ("whole", "parts")]
     losses = [[row["fake_score/loss"] for row in rows if "fake_score/loss" in row] for rows in logged]
@@ -214,7 +217,9 @@ def test_a_run_is_the_same_on_one_process_and_on_two(tiny_model_folder: Path, tm
         found = learned(tmp_path / name)
         assert found.keys() == expected.keys()
         for key in expected.keys() - {"counts"}:
-            torch.testing.assert_close(found[key], expected[key], atol=1e-5, rtol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(
+                found[key], expected[key], atol=1e-5, rtol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+            )
 
 
 def test_an_update_out_of_turn_is_refused(tiny_model_folder: Path) -> None:

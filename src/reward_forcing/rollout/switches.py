@@ -81,8 +81,8 @@ class Recache(SwitchPolicy):
     causal mask and does not use it). 'causal': chunk by chunk, as frames enter a cache otherwise; the same prompt then
     changes nothing while the window holds the whole video.
 
-    frames: how many frames sink and frames computed anew are together; None: the window. More than the window (21 in
-    LongLive's long tuning, whose window is 12) need global_sink False; of them the cache keeps what the next chunk sees.
+    frames: how many are computed anew if global_sink is False; None: the window. LongLive's long tuning takes 21 for a
+    window of 12; the cache keeps of them what the next chunk sees.
 
     As in the published code, sink and frames computed anew are `window_frames` together: a chunk more than the next
     chunk has room for, which the others see while they are computed. An EMA sink absorbs nothing twice. The rollout

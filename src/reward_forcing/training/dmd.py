@@ -51,11 +51,11 @@ class DmdSettings(StageSettings):
     generator_every: critic updates per generator update. score_shift, score_range: where on the noise axis the scores
     are compared. switch_share: of the rollouts whose prompt is switched between two chunks, all three networks reading
     each frame's own prompt. long: videos run on from update to update instead (LongLive's streaming long tuning, see
-    `long_tuning`); switch_share is then that of the videos, and a clip is scored with the prompt of its new frames, which
-    alone count for both roles. first_frame_weight: factor of the gradient of the first latent frame, which is a single
-    pixel frame and has no past to go by. prompts: a file with a prompt in each line, in place of `captions` captions of
-    the world; its last `validation_prompts` are not trained with. negative_prompt: what guidance leads away from.
-    watched: rewards that nothing optimises, by name; whenever samples are drawn they rate `watch_clips` clips of
+    `long_tuning`); switch_share is then that of the videos, and a clip is scored with the prompt of its new frames,
+    which alone count for both roles. first_frame_weight: factor of the gradient of the first latent frame, which is a
+    single pixel frame and has no past to go by. prompts: a file with a prompt in each line, in place of `captions`
+    captions of the world; its last `validation_prompts` are not trained with. negative_prompt: what guidance leads away
+    from. watched: rewards that nothing optimises, by name; whenever samples are drawn they rate `watch_clips` clips of
     validation prompts. fps: of the decoded frames.
     """
 

@@ -17,15 +17,19 @@ import torch
 from reward_forcing.models.attention import KV, AttentionPattern
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
+from reward_forcing.training.lora import adapters
 
 WIDE = 4  # bytes of a float32 number
+TEXT_LAYERS = (".attn2.to_k", ".attn2.to_v")  # what reads the text's tokens in place of the frames'
 
 
 @dataclass(frozen=True)
 class Shape:
     """A transformer as the numbers its costs depend on.
 
-    inputs, outputs: numbers per token before and after the network. tokens: per latent frame.
+    inputs, outputs: numbers per token before and after the network. tokens: per latent frame. adapter, text_adapter:
+    numbers of the adapters that are applied to tokens of frames and of text, of all blocks; everything else is frozen
+    where there are any. ranks, text_ranks: sums of their ranks.
     """
 
     layers: int
@@ -37,6 +41,10 @@ class Shape:
     freq_dim: int
     text_dim: int
     tokens: int
+    adapter: int = 0
+    text_adapter: int = 0
+    ranks: int = 0
+    text_ranks: int = 0
 
     @classmethod
     def of(cls, network: WanDiT, latent_size: tuple[int, int]) -> Self:
@@ -48,6 +56,11 @@ class Shape:
         if latent_size[0] % rows or latent_size[1] % columns:
             raise ValueError(f"latent_size {latent_size} does not divide into patches of {(rows, columns)}")
         heads = config["num_attention_heads"]
+        adapted = [(name.endswith(TEXT_LAYERS), layer) for name, layer in adapters(network).items()]
+        numbers, ranks = (
+            [sum(count(layer) for of_text, layer in adapted if of_text == which) for which in (False, True)]
+            for count in (lambda layer: layer.rank * (layer.in_features + layer.out_features), lambda layer: layer.rank)
+        )
         return cls(
             layers=config["num_layers"],
             width=heads * config["attention_head_dim"],
@@ -58,7 +71,16 @@ class Shape:
             freq_dim=config["freq_dim"],
             text_dim=config["text_dim"],
             tokens=(latent_size[0] // rows) * (latent_size[1] // columns),
+            adapter=numbers[0],
+            text_adapter=numbers[1],
+            ranks=ranks[0],
+            text_ranks=ranks[1],
         )
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether only adapters are trained."""
+        return self.adapter + self.text_adapter > 0
 
 
 @dataclass(frozen=True)
@@ -101,20 +123,40 @@ def rolled_out(settings: CacheSettings, frames: int) -> tuple[Attended, ...]:
 def forward_flops(shape: Shape, seen: Attended, text_tokens: int) -> int:
     """Operations of one forward; a product of [a, b] and [b, c] counts 2 a b c, everything else nothing.
 
-    N (n E (12 E + 4 f) + 4 E (S^2 pairs + n L)) + 2 n E (inputs + outputs) + 2 F (freq_dim E + 7 E^2).
+    N (n E (12 E + 4 f) + 4 E (S^2 pairs + n L)) + 2 n E (inputs + outputs) + 2 F (freq_dim E + 7 E^2), and 2 n for each
+    number of an adapter.
     """
     width, n = shape.width, seen.frames * shape.tokens
     products = n * width * (12 * width + 4 * shape.hidden)
     attention = 4 * width * (shape.tokens**2 * seen.pairs + n * text_tokens)
     ends = 2 * n * width * (shape.inputs + shape.outputs)
     time = 2 * seen.frames * width * (shape.freq_dim + 7 * width)
-    return shape.layers * (products + attention) + ends + time
+    return shape.layers * (products + attention) + ends + time + 2 * n * shape.adapter
+
+
+def skipped_flops(shape: Shape, seen: Attended) -> int:
+    """Operations that the backward of one forward is spared where only adapters are trained: 0 for a whole network.
+
+    A matrix in a block then costs the gradient of its input and not its own, what comes before the blocks neither.
+    """
+    if not shape.is_adapted:
+        return 0
+    width, n = shape.width, seen.frames * shape.tokens
+    products = shape.layers * n * width * (12 * width + 4 * shape.hidden)
+    before = 2 * n * width * shape.inputs + 2 * seen.frames * width * (shape.freq_dim + 7 * width)
+    return products + 2 * n * width * shape.outputs + 2 * before
 
 
 def text_flops(shape: Shape, text_tokens: int) -> int:
-    """Operations of `WanDiT.encode_text` for one prompt: 2 L E (text_dim + E) + 4 N L E^2."""
+    """Operations of `WanDiT.encode_text` for one prompt: 2 L E (text_dim + E) + 4 N L E^2, and those of adapters."""
     width = shape.width
-    return 2 * text_tokens * width * (shape.text_dim + width + 2 * shape.layers * width)
+    products = 2 * text_tokens * width * (shape.text_dim + width + 2 * shape.layers * width)
+    return products + 2 * text_tokens * shape.text_adapter
+
+
+def skipped_text_flops(shape: Shape, text_tokens: int) -> int:
+    """Operations that the backward of `encode_text` is spared where only adapters are trained: all but theirs."""
+    return 2 * (text_flops(shape, text_tokens) - 2 * text_tokens * shape.text_adapter) if shape.is_adapted else 0
 
 
 def layer_graph(shape: Shape, seen: Attended, compute: int) -> int:
@@ -131,6 +173,7 @@ def layer_graph(shape: Shape, seen: Attended, compute: int) -> int:
     kept = n * width * (self_attention + cross_attention + feed_forward)
     kept += 2 * compute * keys * width  # keys and values
     kept += 2 * compute * n * shape.hidden  # before and after the activation
+    kept += compute * n * shape.ranks // shape.layers  # what lies between an adapter's matrices
     return kept + WIDE * n * (2 * shape.heads + 9)  # log-sum-exps of both attentions, statistics of the norms
 
 
@@ -139,7 +182,7 @@ def text_graph(shape: Shape, text_tokens: int, compute: int) -> int:
     mixed = compute < WIDE
     layer = (2 * compute if mixed else 0) + WIDE + compute + 2 * compute  # inputs cast, norm of keys, stacked result
     embedder = 3 * compute * text_tokens * shape.width
-    return text_tokens * shape.width * layer * shape.layers + embedder
+    return text_tokens * (shape.width * layer * shape.layers + compute * shape.text_ranks) + embedder
 
 
 def graph(shape: Shape, passes: Sequence[Attended], text_tokens: int, compute: int, checkpointed: bool) -> int:
