@@ -35,7 +35,10 @@ SIGMAS = (1.0, 0.6)
 few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NUMBERS = {
     "blend": st.builds(Blend, chunks=st.integers(1, 3)),
-    "recache": st.builds(Recache, global_sink=st.booleans(), order=st.sampled_from(["joint", "causal"])),
+    "recache": st.one_of(
+        st.builds(Recache, global_sink=st.booleans(), order=st.sampled_from(["joint", "causal"])),
+        st.builds(Recache, global_sink=st.just(False), frames=st.integers(1, 12)),
+    ),
 }
 """How to draw the numbers of the policies that have any."""
 windows = st.one_of(st.none(), st.integers(0, 5))

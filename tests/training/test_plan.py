@@ -24,6 +24,7 @@ from reward_forcing.training import load_stage_settings
 from reward_forcing.training.learner import Learner
 from reward_forcing.training.lora import LoraSettings, adapt, adapter_names
 from reward_forcing.training.optim import AdamWSettings, MuonSettings, OptimizerSettings, hidden_matrices
+from reward_forcing.training.parallel import matrices
 from reward_forcing.training.plan import Cluster, make_plan
 from reward_forcing.training.plan_costs import (
     Attended,
@@ -170,7 +171,12 @@ def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def test_bytes_kept_for_the_backward_are_those_that_autograd_saves(
     network: WanDiT, kind: str, compute: int, lora: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    network = adapted_network() if lora else network
+    mixed = compute == 2
+    if lora:
+        network = adapted_network()
+        for _, matrix in matrices(network, cast=True):
+            if mixed and not matrix.weight.requires_grad:  # as `place_transformer` keeps them
+                matrix.weight.data = matrix.weight.data.bfloat16()
     monkeypatch.setattr(layers, "attend", fused)
     monkeypatch.setattr(attention, "attend", fused)
     storages: dict[int, int] = {}
@@ -184,14 +190,17 @@ def test_bytes_kept_for_the_backward_are_those_that_autograd_saves(
             held.append(storage)
         return tensor
 
-    mixed = compute == 2
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
         _, seen = forward(network, kind)
     copied = hidden_matrices(network, ("condition_embedder.time_embedder", "condition_embedder.time_proj"))
-    copies = sum(2 * p.numel() for name, p in network.named_parameters() if name in copied) if mixed else 0
+    copies = (
+        sum(2 * p.numel() for name, p in network.named_parameters() if name in copied and p.requires_grad)
+        if mixed
+        else 0
+    )
     expected = graph(Shape.of(network, LATENT), [seen], TEXT, compute, checkpointed=False)
-    assert sum(storages.values()) - copies == pytest.approx(expected, rel=0.1 if lora else 0.05)
+    assert sum(storages.values()) - copies == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])

@@ -17,7 +17,8 @@ from reward_forcing.logs import JsonLines
 from reward_forcing.training.distributed import ALONE, World
 from reward_forcing.training.trainer import Trainer
 
-STAGES = ["flow_matching", "causal", "dmd", "re_dmd", "lora"]
+STAGES = ["flow_matching", "causal", "dmd", "re_dmd", "lora", "long"]
+LONG = {"max_frames": 27, "overlap_frames": 2, "switch": {"kind": "recache", "global_sink": False, "frames": 8}}
 LORA = {role: {"rank": 3, "alpha": 3.0} for role in ("generator", "fake_score")}
 
 
@@ -28,6 +29,8 @@ def build(request: pytest.FixtureRequest, tiny_model_folder: Path, tmp_path: Pat
         return partial(distilling, tiny_model_folder, reward=request.param == "re_dmd", kv_grad="clean")
     if request.param == "lora":
         return partial(distilling, tiny_model_folder, lora=LORA)
+    if request.param == "long":
+        return partial(distilling, tiny_model_folder, long=LONG, switch_share=1.0)
     latents = write_latents(tmp_path / "latents")
     return partial(flow_matching, tiny_model_folder, latents, causal=request.param == "causal")
 

@@ -160,16 +160,21 @@ def skipped_text_flops(shape: Shape, text_tokens: int) -> int:
 
 
 def layer_graph(shape: Shape, seen: Attended, compute: int) -> int:
-    """Bytes that one block keeps for its backward, given `compute` bytes per number of its matrix products."""
+    """Bytes that one block keeps for its backward, given `compute` bytes per number of its matrix products.
+
+    What only the gradients of norms, modulation and gates need is not kept where these are frozen.
+    """
+    whole = 0 if shape.is_adapted else 1
     width, n = shape.width, seen.frames * shape.tokens
     keys = n + seen.past * shape.tokens
     mixed = compute < WIDE
-    norm = WIDE + compute  # of queries or keys: the input in float32, and the normalised
-    stream = WIDE * 2  # a layer norm's input and output
-    self_attention = stream + (3 * compute if mixed else WIDE) + 2 * norm + 2 * compute + WIDE
+    norm = WIDE + whole * compute  # of queries or keys: the input in float32, and the normalised
+    stream = WIDE * (1 + whole)  # a layer norm's input and output
+    gate = whole * WIDE  # what is gated
+    self_attention = stream + (3 * compute if mixed else WIDE) + 2 * norm + 2 * compute + gate
     self_attention += compute if seen.spans > 1 else 0  # the outputs of all spans, joined
     cross_attention = WIDE + compute + norm + 2 * compute
-    feed_forward = stream + compute + WIDE
+    feed_forward = stream + compute + gate
     kept = n * width * (self_attention + cross_attention + feed_forward)
     kept += 2 * compute * keys * width  # keys and values
     kept += 2 * compute * n * shape.hidden  # before and after the activation
@@ -179,9 +184,10 @@ def layer_graph(shape: Shape, seen: Attended, compute: int) -> int:
 
 def text_graph(shape: Shape, text_tokens: int, compute: int) -> int:
     """Bytes that `encode_text` keeps for its backward."""
-    mixed = compute < WIDE
-    layer = (2 * compute if mixed else 0) + WIDE + compute + 2 * compute  # inputs cast, norm of keys, stacked result
-    embedder = 3 * compute * text_tokens * shape.width
+    mixed, whole = compute < WIDE, 0 if shape.is_adapted else 1
+    norm = WIDE + whole * compute
+    layer = (2 * compute if mixed else 0) + norm + 2 * compute  # inputs cast, norm of keys, stacked result
+    embedder = (1 + 2 * whole) * compute * text_tokens * shape.width
     return text_tokens * (shape.width * layer * shape.layers + compute * shape.text_ranks) + embedder
 
 
@@ -199,7 +205,10 @@ def graph(shape: Shape, passes: Sequence[Attended], text_tokens: int, compute: i
             total += shape.layers * (n * shape.width * WIDE + past)
         else:
             total += shape.layers * layer_graph(shape, seen, compute)
-        total += n * shape.width * (2 * WIDE + compute) + n * compute * (shape.inputs + shape.outputs)
+        if shape.is_adapted:
+            total += n * shape.width * WIDE  # the last norm's input; beyond it all is frozen
+        else:
+            total += n * shape.width * (2 * WIDE + compute) + n * compute * (shape.inputs + shape.outputs)
     return total
 
 
