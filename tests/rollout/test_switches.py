@@ -161,7 +161,7 @@ def test_more_frames_than_the_window_may_be_computed_anew_of_which_it_keeps_its_
     assert after.sink is not None
     torch.testing.assert_close(after.sink.keys, 0.5 * call.x[None, :, :2].flatten(4).transpose(3, 4).unsqueeze(4))
     assert after.frames == before.frames
-    torch.testing.assert_close(values(after)[:, :, 2:], 0.25 * call.x[None, :, -4:].flatten(4).mT.unsqueeze(4))
+    torch.testing.assert_close(values(after)[:, :, 2:], call.x[None, :, -4:].flatten(4).mT.unsqueeze(4))
     past = after.past(2)
     assert past is not None
     assert past.key_positions.tolist() == [0, 1, 8, 9, 10, 11]

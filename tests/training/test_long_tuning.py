@@ -202,11 +202,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 def test_a_run_is_the_same_on_one_process_and_on_two(tiny_model_folder: Path, tmp_path: Path) -> None:
     """Also with the batch in parts, and where the number of processes changes in the midst of a video."""
-    run(tiny_model_folder, tmp_path / "one")
+    run(tiny_model_folder, tmp_path / "one", steps=6)
     run(tiny_model_folder, tmp_path / "one, then two", steps=2)
 
     def in_two(world: World) -> None:
-        shared = partial(run, tiny_model_folder, world=world)
+        shared = partial(run, tiny_model_folder, world=world, steps=6)
         shared(tmp_path / "two")
         shared(tmp_path / "one, then two", accumulate=2)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ode_stores import stage as ode_regression
 from ode_stores import write_tars
+from processes import in_processes
 from tiny_stages import distilling, flow_matching, write_latents
 from torch import Tensor
 from toy import build as toy
@@ -14,10 +15,11 @@ from toy import learned
 
 from reward_forcing.checkpoints import load_transformer
 from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.training.distributed import World
 from reward_forcing.training.learner import Learner
 from reward_forcing.training.lora import LoraSettings, adapter_names, adapters
 from reward_forcing.training.networks import place_transformer, save_transformer
-from reward_forcing.training.parallel import Placement
+from reward_forcing.training.parallel import Placement, like, whole
 from reward_forcing.training.settings import TrainSettings
 from reward_forcing.training.trainer import Trainer
 
@@ -175,3 +177,37 @@ def test_muon_orthogonalises_the_adapters_matrices(tiny_model_folder: Path) -> N
     learner = Learner("generator", adapted(tiny_model_folder), train)
     (optimizer,) = learner.optimizers
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 2 * 2 * len(LAYERS)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_adapted_networks_are_shared_among_processes(tiny_model_folder: Path, tmp_path: Path, precision: str) -> None:
+    """Matrices that are frozen in bfloat16 beside adapters that are trained in float32, gathered together."""
+    folder = tiny_model_folder / "transformer"
+    compute = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def learn(network: WanDiT) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            for name in adapter_names(network):
+                parameter = network.get_parameter(name)
+                generator = torch.Generator().manual_seed(1)
+                parameter.copy_(like(0.2 * torch.randn(parameter.shape, generator=generator), parameter))
+        x, embeddings = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 4, network.config["text_dim"])
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            out = network(x, torch.tensor([300.0, 800.0]), network.encode_text(embeddings))[0].float()
+        out.square().mean().backward()
+        found = {name: whole(p.grad) for name, p in network.named_parameters() if p.grad is not None}
+        assert found.keys() == set(adapter_names(network))
+        return out.detach(), found
+
+    torch.manual_seed(0)
+    expected, gradients = learn(place_transformer(folder, Placement(CPU, compute), lora=LORA))
+
+    def check(world: World) -> None:
+        torch.manual_seed(0)
+        network = place_transformer(folder, Placement.of("full", precision, world.size, CPU), lora=LORA)
+        out, found = learn(network)
+        assert torch.equal(out, expected)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6)
+
+    in_processes(2, tmp_path, check)

@@ -101,7 +101,7 @@ class RunningVideos:
     def __init__(self, settings: LongTuning, frames: int, cache: CacheSettings) -> None:
         self.settings, self.frames, self.cache = settings, frames, cache
         self._items: dict[int, dict[str, Tensor]] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[int, dict[str, int]] = {}  # by item: within an update its parts are at two places
 
     def advance(
         self, rollout: Rollout, schedule: Iterable[Pass], items: Sequence[int], at: Stretch, switched: bool
@@ -119,7 +119,9 @@ class RunningVideos:
         new = torch.cat([next(rollout).latents for _ in range(at.frames // chunk)], dim=1)
         latents = new if before is None else torch.cat([before, new], dim=1)
         if at.is_last:
-            self._items = {item: held for item, held in self._items.items() if item not in items}
+            for item in items:
+                self._items.pop(item, None)
+                self._counts.pop(item, None)
         else:
             with torch.no_grad():
                 self._put_down(items, latents, rollout.cache, at.start + at.frames)
@@ -127,7 +129,7 @@ class RunningVideos:
 
     def _taken_up(self, rollout: Rollout, schedule: Iterable[Pass], items: Sequence[int], at: Stretch) -> Tensor:
         """Let the rollout go on where the videos are; returns their last frames."""
-        if not all(item in self._items for item in items) or self._counts["end"] != at.start:
+        if any(item not in self._items or self._counts[item]["end"] != at.start for item in items):
             raise ValueError(f"this update goes on at frame {at.start}, but the one before it has not been made")
         device = rollout.state.text.keys.device
         held = {
@@ -136,7 +138,7 @@ class RunningVideos:
         }
         latents, index = held["latents"], at.start // self.cache.chunk_frames
         context, sink = (_pair(held, name) for name in ("context", "sink"))
-        counts = {name: count for name, count in self._counts.items() if name != "end"}
+        counts = {name: count for name, count in self._counts[items[0]].items() if name != "end"}
         cache = replace(KVCache.empty(self.cache), context=context, sink=sink, **counts)
         recalled = self.settings.switch.recall_frames(self.cache) or 0
         pieces = latents.split(self.cache.chunk_frames, dim=1)
@@ -155,12 +157,12 @@ class RunningVideos:
                 name: tensor.narrow(0 if name == "latents" else 1, position, 1).detach().cpu().clone()
                 for name, tensor in held.items()
             }
-        self._counts = {
-            "end": end,
-            "committed": cache.committed,
-            "evicted": cache.evicted,
-            "sink_updates": cache.sink_updates,
-        }
+            self._counts[item] = {
+                "end": end,
+                "committed": cache.committed,
+                "evicted": cache.evicted,
+                "sink_updates": cache.sink_updates,
+            }
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that the next update depends on, as `video.ITEM.NAME`: no other process has any of them."""
@@ -168,19 +170,19 @@ class RunningVideos:
 
     def make_room(self, stored: Mapping[str, Tensor], items: range) -> None:
         """Hold, to be loaded into, those of the tensors stored under the names of `tensors` that are of these items."""
-        self._items = {}
+        self._items, self._counts = {}, {}
         for key, tensor in stored.items():
             kind, item, name = key.split(".")
             if kind == "video" and int(item) in items:
                 self._items.setdefault(int(item), {})[name] = torch.zeros_like(tensor, device="cpu")
 
     def counts(self) -> dict[str, Any]:
-        """The numbers that the next update depends on, the same in all processes."""
-        return dict(self._counts)
+        """The numbers that the next update depends on, between two updates the same for all videos."""
+        return next((dict(counts) for counts in self._counts.values()), {})
 
     def set_counts(self, counts: Mapping[str, int]) -> None:
         """Continue from what `counts` returned."""
-        self._counts = dict(counts)
+        self._counts = {item: dict(counts) for item in self._items}
 
 
 def _pair(held: Mapping[str, Tensor], name: str) -> KV | None:
