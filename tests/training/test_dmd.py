@@ -10,6 +10,7 @@ from torch import Tensor
 from toy_rewards import BrightnessRater
 
 from reward_forcing.logs import JsonLines
+from reward_forcing.rewards.weighting import reward_weights
 from reward_forcing.rollout.sinks import EmaSink
 from reward_forcing.training.dmd import DmdStage
 from reward_forcing.training.prompts import PromptTimeline
@@ -309,6 +310,31 @@ def test_the_running_scale_follows_the_rewards() -> None:
     scale.add(torch.tensor([8.0]))
     scale.move(torch.device("cpu"))
     assert scale.moments == [0.5 * 2 + 0.5 * 6, 0.5 * 5 + 0.5 * 40]
+
+
+def test_the_running_scale_of_groups_is_the_deviation_within_prompts() -> None:
+    scale = RunningScale(0.5, group=2)
+    scale.add(torch.tensor([1.0, 3.0, 101.0, 103.0]))  # two prompts, far apart
+    scale.move(torch.device("cpu"))
+    assert scale.moments == pytest.approx([0.0, 2.0]), "the variance of 1, 3 and of 101, 103"
+    apart = scale.scaled(torch.tensor([1.0, 3.0])).diff()
+    assert float(apart) == pytest.approx(2.0 / 2.0**0.5)
+    weights = reward_weights(scale.scaled(torch.tensor([1.0, 3.0, 101.0, 103.0])), beta=1.0, group=2)
+    torch.testing.assert_close(weights[:2], weights[2:])
+
+
+@pytest.mark.parametrize(("rated_in", "exact"), [("fp32", True), ("bf16", False)])
+def test_what_weights_samples_is_decoded_in_the_precision_asked_for(make: Make, rated_in: str, exact: bool) -> None:
+    stage, seen = make(ReDmdStage, rated_in=rated_in), []
+    stage.rater = lambda frames, prompts, fps: seen.append(frames) or frames.mean(dim=(1, 2, 3, 4))
+    rolled: list[Any] = []
+    scored = stage._scored
+    stage._scored = lambda *given: rolled.append(scored(*given)) or rolled[-1]
+    loss_of(stage)
+    whole = stage.pixels(rolled[0].clip)
+    assert seen[0].dtype == torch.float32
+    assert torch.equal(seen[0], whole) == exact
+    torch.testing.assert_close(seen[0], whole, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -283,10 +283,10 @@ class DmdStage(Stage[DmdSettingsT]):
         return vae
 
     @torch.no_grad()
-    def pixels(self, latents: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W] in [0, 1] of latents [B, F, C, h, w]."""
-        with torch.autocast(latents.device.type, enabled=False):
-            return self.vae.decode(latents.detach().float())[0].clamp(0, 1)
+    def pixels(self, latents: Tensor, compute: torch.dtype = torch.float32) -> Tensor:
+        """Frames [B, T, 3, H, W] in [0, 1], float32, of latents [B, F, C, h, w], decoded in `compute`."""
+        with torch.autocast(latents.device.type, compute, enabled=compute is not torch.float32):
+            return self.vae.decode(latents.detach().float())[0].float().clamp(0, 1)
 
     @torch.no_grad()
     def samples(self, step: int) -> dict[str, Tensor]:
