@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from PIL import Image
 
-from reward_forcing.cli.main import main
 from reward_forcing.data.scenes import render
 from reward_forcing.evaluation import world_distance
 from reward_forcing.evaluation.world_clips import DecodedClips, RenderedClips, ends_of
@@ -18,10 +18,8 @@ from reward_forcing.models.vae import StreamingVAE
 
 
 def rforce(*arguments: object) -> int:
-    """The exit code of `rforce eval world *arguments`, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main(["eval", "world", *map(str, arguments)])
-    return int(stop.value.code or 0)
+    """The exit code of `rforce eval world *arguments`."""
+    return commands.rforce("eval", "world", *arguments)
 
 
 @pytest.fixture(autouse=True)
