@@ -72,8 +72,8 @@ def test_frames_of_the_right_size_are_given_as_they_are() -> None:
 def test_what_is_given_is_the_argument_that_gives_it() -> None:
     for name, value in {"image": torch.rand(2, 3, 32, 32), "video": torch.rand(1, 5, 3, 32, 32)}.items():
         found = given(**{name: value})
-        assert found.frames.keys() == {name}
-        assert torch.equal(found.frames[name], value)
+        assert found.as_argument.keys() == {name}
+        assert torch.equal(found.as_argument[name], value)
 
 
 def save(image: Image.Image, path: Path, **options: Any) -> Path:

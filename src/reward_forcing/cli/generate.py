@@ -137,7 +137,7 @@ def _make(
 
         pipeline = StreamingVideoPipeline.load(folder)
         bar.update(task, total=None if seconds is None else geometry.frames_for(seconds), description=prompt[1])
-        begin = {} if given is None else {**given.frames, "shows_given": given.shown}
+        begin = {} if given is None else {**given.as_argument, "shows_given": given.shown}
         stream = pipeline.stream(prompt[1], at=later, seed=seed, height=geometry.height, width=geometry.width, **begin)
         comment = f"rforce, model {folder.path.name}, method {folder.settings.method}, seed {seed}"
         if source is not None:

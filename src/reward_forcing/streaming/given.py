@@ -52,7 +52,7 @@ class Given:
         return self.content.shape[0]
 
     @property
-    def frames(self) -> dict[str, Tensor]:
+    def as_argument(self) -> dict[str, Tensor]:
         """The given frames or latents as the argument of `StreamingVideoPipeline.stream` that they are."""
         return {self.kind: self.content[:, 0] if self.kind == "image" else self.content}
 
