@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from reward_forcing.cli.main import main
 from reward_forcing.data.scenes import render
 from reward_forcing.evaluation import world_distance
 from reward_forcing.evaluation.world_clips import DecodedClips, RenderedClips, ends_of
@@ -20,10 +20,8 @@ from reward_forcing.training.networks import load_transformer, save_transformer
 
 
 def rforce(*arguments: object) -> int:
-    """The exit code of `rforce eval world *arguments`, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main(["eval", "world", *map(str, arguments)])
-    return int(stop.value.code or 0)
+    """The exit code of `rforce eval world *arguments`."""
+    return commands.rforce("eval", "world", *arguments)
 
 
 @pytest.fixture(autouse=True)

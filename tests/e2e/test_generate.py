@@ -12,26 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import rforce
 
 from reward_forcing.cli.generate import parse_size
-from reward_forcing.cli.main import main
 from reward_forcing.streaming import pipeline as pipeline_module
 from reward_forcing.streaming.video_io import read_metadata, read_video
 
 PROMPT = "a red ball bounces"
 
 
-def rforce(*arguments: str | Path) -> int:
-    """The exit code of the command, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def world(
     parts = _parts(kind, folder, teacher, vae or folder.path / "vae", text or folder.path)
     recipe = WorldRecipe(
         source=kind, model=model, weights={name: files_hash(find_weights(path)) for name, path in parts.items()},
-        streaming=folder.settings.model_dump(mode="json", exclude={"hint"}) if kind == "student" else {},
+        streaming=folder.settings.recorded() if kind == "student" else {},
         sampling=sampling, prompts=prompts, seconds=seconds, seed=seed, batch=batch, sheet=sheet,
     )  # fmt: skip
     command = shlex.join(["rforce", *sys.argv[1:]])

@@ -5,7 +5,7 @@ Read in this order: `schedule`, `sinks`, `kv_cache`, `switches`, `noise`, `rollo
 
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.noise import Noise, SeededNoise
-from reward_forcing.rollout.rollout import Chunk, Rollout, RolloutState
+from reward_forcing.rollout.rollout import Chunk, Rollout, RolloutState, piece_lengths
 from reward_forcing.rollout.schedule import (
     SCHEDULES,
     Pass,
@@ -44,6 +44,7 @@ __all__ = [
     "chunks_at_once",
     "chunkwise",
     "format_timetable",
+    "piece_lengths",
     "rolling",
     "timetable",
 ]

@@ -85,6 +85,12 @@ class RolloutState:
         return (*self.earlier, (self.since, self.text))
 
 
+def piece_lengths(frames: int, chunk: int) -> list[int]:
+    """How given latent frames are cut: whole chunks, before them one piece of what is left (an image is such a one)."""
+    rest, whole = frames % chunk, frames // chunk
+    return [*([rest] if rest else []), *[chunk] * whole]
+
+
 class Rollout:
     """An iterator of chunks, without end if its schedule has none.
 
@@ -203,12 +209,9 @@ class Rollout:
                 f"{len(self._state.noisy)} chunks are in flight; prime before the first chunk is generated"
             )
         self._settle()
-        chunk = self._shape[0]
-        first = latents.shape[1] % chunk or chunk
-        for piece in (latents[:, :first], *latents[:, first:].split(chunk, dim=1)):
-            if piece.shape[1]:
-                self._commit(piece.to(self._device), self._read(), self._state.index, passes=0)
-                self._advance(piece.shape[1], primed=1)
+        for piece in latents.split(piece_lengths(latents.shape[1], self._shape[0]), dim=1):
+            self._commit(piece.to(self._device), self._read(), self._state.index, passes=0)
+            self._advance(piece.shape[1], primed=1)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self

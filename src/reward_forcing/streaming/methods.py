@@ -125,7 +125,8 @@ class StreamingSettings(Method):
     """A method together with the size and rate of the videos: the key `streaming` of a model folder.
 
     height, width: pixels. fps: pixel frames per second of video. hint: what the model can show, for a prompt that it
-    cannot read. The defaults are those of Wan2.1 at 480p.
+    cannot read. trained_to_continue: whether the weights were trained to go on from a given image or video. The
+    defaults are those of Wan2.1 at 480p.
     """
 
     method: str = DEFAULT_METHOD
@@ -133,6 +134,11 @@ class StreamingSettings(Method):
     width: PositiveInt = 832
     fps: PositiveInt = 16
     hint: str = ""
+    trained_to_continue: bool = False
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that decide the frames, for the record of a video; not what is only said about the weights."""
+        return self.model_dump(mode="json", exclude={"hint", "trained_to_continue"})
 
     def geometry(
         self, spatial_factor: int = 8, temporal_factor: int = 4, patch: tuple[int, int, int] = (1, 2, 2)
@@ -170,7 +176,7 @@ METHODS: dict[str, Method] = {
 }
 """Every method by name, with the numbers of its publication."""
 
-OF_THE_WEIGHTS = ("denoising_steps", "shift", "chunk_frames", "height", "width", "fps", "hint")
+OF_THE_WEIGHTS = ("denoising_steps", "shift", "chunk_frames", "height", "width", "fps", "hint", "trained_to_continue")
 """What a network was trained with, so that a model's own value counts whatever the method."""
 
 
