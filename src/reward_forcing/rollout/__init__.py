@@ -9,10 +9,12 @@ from reward_forcing.rollout.rollout import Chunk, Rollout, RolloutState
 from reward_forcing.rollout.schedule import (
     SCHEDULES,
     Pass,
+    check_passes,
     chunks_at_once,
     chunkwise,
     format_timetable,
     rolling,
+    schedule_named,
     timetable,
 )
 from reward_forcing.rollout.sinks import SINKS, EmaSink, NoSink, Sink, SinkSettings, StaticSink
@@ -41,9 +43,11 @@ __all__ = [
     "StaticSink",
     "SwitchPolicy",
     "SwitchSettings",
+    "check_passes",
     "chunks_at_once",
     "chunkwise",
     "format_timetable",
     "rolling",
+    "schedule_named",
     "timetable",
 ]
