@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from reward_forcing.rollout import Blend, Keep, Pass, Recache, Reset, chunkwise
+from reward_forcing.rollout import Blend, Keep, KVFlush, Pass, Recache, Reset, chunkwise
 from reward_forcing.streaming.methods import (
     METHODS,
     OF_THE_WEIGHTS,
@@ -43,6 +43,9 @@ def test_methods_have_the_published_timesteps(name: str, timesteps: list[float])
         ("longlive-infinity", 12, ("static", 3), "relative"),
         ("rolling", 21, ("static", 3), "relative"),
         ("causvid", 21, ("none", 0), "absolute"),
+        ("rolling-sink", 21, ("rolling", 15), "relative"),
+        ("deep-forcing", 21, ("static", 10), "relative"),
+        ("infinity-rope", 21, ("static", 1), "relative"),
     ],
 )
 def test_methods_have_the_published_windows(name: str, window: int, sink: tuple[str, int], positions: str) -> None:
@@ -76,10 +79,10 @@ def test_what_does_not_fit_a_joint_window_is_refused(changes: list[str], message
         streaming_settings(None, "rolling", changes)
 
 
-def test_longlive_computes_its_cache_anew_at_a_switch_and_the_others_keep_it() -> None:
-    recaching = {name for name, method in METHODS.items() if method.switch == Recache(global_sink=True, order="joint")}
-    assert recaching == {"longlive", "longlive-infinity"}
-    assert all(method.switch == Keep() for name, method in METHODS.items() if name not in recaching)
+def test_longlive_computes_its_cache_anew_at_a_switch_infinity_rope_flushes_it_and_the_others_keep_it() -> None:
+    acting = {name: method.switch for name, method in METHODS.items() if method.switch != Keep()}
+    recache = Recache(global_sink=True, order="joint")
+    assert acting == {"longlive": recache, "longlive-infinity": recache, "infinity-rope": KVFlush(frames=1)}
 
 
 def test_a_switch_policy_is_changed_as_a_sink_is() -> None:

@@ -5,7 +5,7 @@ of `METHODS`; knows no network and no file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -24,9 +24,11 @@ from reward_forcing.rollout import (
     CacheSettings,
     EmaSink,
     Keep,
+    KVFlush,
     NoSink,
     Pass,
     Recache,
+    RollingSink,
     SinkSettings,
     StaticSink,
     SwitchSettings,
@@ -34,6 +36,7 @@ from reward_forcing.rollout import (
     chunks_at_once,
     schedule_named,
 )
+from reward_forcing.rollout.positions import Positions
 
 DEFAULT_METHOD = "reward"
 
@@ -77,7 +80,7 @@ class Method(Settings):
     chunk_frames: PositiveInt = 3
     window_frames: Annotated[PositiveInt | None, BeforeValidator(lambda value: None if value == -1 else value)] = 9
     sink: SinkSettings = EmaSink()
-    positions: Literal["relative", "absolute"] = "relative"
+    positions: Positions = "relative"
     clean_pass_sees_sink: bool = True
     context_noise: Annotated[NonNegativeFloat, Field(lt=1.0)] = 0.0
     clips: ClipSettings | None = None
@@ -173,6 +176,13 @@ METHODS: dict[str, Method] = {
         positions="absolute",
         clips=ClipSettings(frames=21, overlap_frames=3),
     ),
+    # three for networks of Self Forcing, whose window they keep: our readings of descriptions (docs/errata.md). The
+    # size of this sink is ours, all but one chunk of the past
+    "rolling-sink": Method(window_frames=21, sink=RollingSink(frames=15), positions="relative"),
+    # the Deep Sink of Deep Forcing (arXiv 2512.05081): half the window, moved to just before the rest. Left out: its
+    # Participative Compression keeps the tokens that the newest queries attend to most, and a cache is given no queries
+    "deep-forcing": Method(window_frames=21, sink=StaticSink(frames=10), positions="relative"),
+    "infinity-rope": Method(window_frames=21, sink=StaticSink(frames=1), positions="relative", switch=KVFlush()),
 }
 """Every method by name, with the numbers of its publication."""
 
