@@ -1,14 +1,13 @@
 """Rolling Sink (arXiv 2602.07775): a sink whose content slides on with the window, round and round.
 
-Our reading of the paper's description, held to no reference code. The paper finds that a network trained on short clips
-(Self Forcing) drifts less, the more of its cache is a sink of frames made within the trained length, and that such a
-sink should look as if the video had gone on without drift: the time indices of its frames slide along with the window
-("sliding indices"; here the cache's `positions: relative`), and so does what they show ("sliding semantics"; here
-`RollingSink`).
+Our reading of the paper's description, held to no reference code. For a network trained on short clips (Self Forcing),
+frames made within the trained length, which have not drifted, serve as the past of all that follows, as if the video
+had gone on like them: their time indices slide along with the window ("sliding indices"; here the cache's `positions:
+relative`), and so does what they show ("sliding semantics"; here `RollingSink`).
 
-The description does not say how the end of the held frames is joined to their beginning, nor by how much they roll: we
-take them as a loop, and roll by as many frames as have left the window. The paper's choice of sink size by analysis of
-a trained network's drift is not repeated.
+The descriptions at hand say neither how the end of the held frames is joined to their beginning, nor by how much they
+roll, nor how many they are: we take them as a loop and roll by as many frames as have left the window. Left out: the
+paper's analysis of a trained network, from which its numbers come.
 """
 
 from typing import Literal
