@@ -48,10 +48,10 @@ def generate(
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="reward, self, longlive, longlive-infinity, rolling or causvid. [default: the model's]"),
+        typer.Option(help="reward, self, longlive, .. (`rforce schedule --list`). [default: the model's]"),
     ] = None,
     switch: Annotated[
-        str | None, typer.Option(help="At --at: keep, recache, reset or blend. [default: the method's]")
+        str | None, typer.Option(help="At --at: keep, recache, reset, blend, flush or cut. [default: the method's]")
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: 'sink.alpha=0.9'. Repeatable.")

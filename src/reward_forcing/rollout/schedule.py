@@ -4,10 +4,13 @@ Owns the order of noise levels over chunks. Knows no tensors. Chunks are numbere
 noise levels are sigmas in [0, 1].
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import cast
 
+from reward_forcing.config import named
 from reward_forcing.flow import TIMESTEPS
 
 
@@ -74,8 +77,56 @@ def rolling(sigmas: Sequence[float], *, chunks: int | None = None) -> Iterator[P
     return _rolling(tuple(sigmas), chunks)
 
 
-SCHEDULES: dict[str, Callable[..., Iterator[Pass]]] = {"chunkwise": chunkwise, "rolling": rolling}
-"""Every schedule by the name that settings call it: a function of the sigmas and, by name, the number of `chunks`."""
+Schedule = Callable[..., Iterator[Pass]]
+"""A function of the sigmas and, by name, the number of `chunks` (None: without end) that yields passes."""
+
+SCHEDULES: dict[str, Schedule] = {"chunkwise": chunkwise, "rolling": rolling}
+"""Every schedule of this package by the name that settings call it."""
+
+
+def schedule_named(name: str) -> Schedule:
+    """The schedule that settings call `name`: one of `SCHEDULES`, or a function from outside, `package.module:name`.
+
+    Raises ValueError for an unknown name, and for what cannot be called as a schedule; what it yields is checked by
+    `check_passes`.
+    """
+    schedule = named("schedule", name, SCHEDULES)
+    if not (callable(schedule) and _takes_sigmas_and_chunks(schedule)):
+        wanted = f"def {name.rpartition(':')[2]}(sigmas, *, chunks=None)"
+        raise ValueError(f"'{name}' is not a schedule; write it as a generator of passes, `{wanted}`")
+    return cast(Schedule, schedule)
+
+
+def _takes_sigmas_and_chunks(function: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(function).bind((1.0,), chunks=1)
+    except (TypeError, ValueError):  # the latter: a function that tells nothing of its parameters
+        return False
+    return True
+
+
+PATIENCE = 1000
+"""Passes after which a chunk that is still unfinished is taken for one that never will be."""
+
+
+def check_passes(passes: Iterable[Pass], chunks: int, schedule: str) -> None:
+    """Raise ValueError unless `passes`, of the schedule called so, finish `chunks` chunks once, in order, and end."""
+    wrong = f"the schedule '{schedule}', asked for {chunks} chunks,"
+    if not isinstance(passes, Iterable):
+        raise ValueError(f"{wrong} must yield passes, got {passes!r}")
+    done = unfinished = 0
+    for step in passes:
+        if not isinstance(step, Pass):
+            raise ValueError(f"{wrong} must yield passes (reward_forcing.rollout.Pass), got {step!r}")
+        if step.chunks[-1] >= chunks:
+            raise ValueError(f"{wrong} goes on to chunk {step.chunks[-1]}; chunks are numbered from 0")
+        if step.chunks[0] != done:
+            raise ValueError(f"{wrong} must begin every pass with the oldest unfinished chunk, {done}, got {step}")
+        done, unfinished = (done + 1, 0) if step.finishes else (done, unfinished + 1)
+        if unfinished == PATIENCE:
+            break
+    if done < chunks:
+        raise ValueError(f"{wrong} does not finish chunk {done}; the sigma_next of a chunk's last pass is None")
 
 
 def chunks_at_once(schedule: Iterable[Pass]) -> int:

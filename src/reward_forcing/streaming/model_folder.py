@@ -191,11 +191,10 @@ def _settings(
     index: Path, own: Mapping[str, Any], method: str | None, changes: Sequence[str] | Mapping[str, Any]
 ) -> StreamingSettings:
     """The settings of a folder with the user's changes; a folder by itself can name no code to import."""
-    for name, policy in own.items():
-        if isinstance(policy, Mapping) and ":" in str(policy.get("kind")):
-            raise ValueError(
-                f"'{index}' asks for the {name} '{policy['kind']}', which is code; only your own settings may"
-            )
+    for name, value in own.items():
+        called = value.get("kind") if isinstance(value, Mapping) else value if name == "schedule" else None
+        if ":" in str(called):
+            raise ValueError(f"'{index}' asks for the {name} '{called}', which is code; only your own settings may")
     try:
         unchanged = streaming_settings(own, method)
     except ValidationError as error:
