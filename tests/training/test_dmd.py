@@ -239,7 +239,13 @@ def test_the_gradient_through_the_cache_is_a_choice(make: Make, kv_grad: str) ->
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"running": 0.3, "group": 2, "watched": {"dark": BRIGHTNESS | {"sign": -1.0}}}]
+    "changes",
+    [
+        {},
+        {"running": 0.3, "group": 2, "watched": {"dark": BRIGHTNESS | {"sign": -1.0}}},
+        {"rolling_share": 1.0, "longest_frames": 16, "cache": {"window_frames": 11, "chunk_frames": 2}},
+    ],
+    ids=["plain", "watched", "rolling"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(make: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
     def run(folder: Path, steps: int) -> ReDmdStage:
