@@ -192,22 +192,23 @@ def _dmd(settings: DmdSettings) -> Workload:
     )
 
     taken = [kind for kind, share in ((rollouts, alone), (windows, rolls)) if share]
-    work = max(kind.work for kind in taken)
 
     def generator_moments(checkpointed: bool) -> Moments:
         scores = [forward_work(shape, whole, tokens, compute) for shape in (r, f)]
 
-        def moments(graded: tuple[Attended, ...]) -> Moments:
+        def moments(graded: tuple[Attended, ...], work: int) -> Moments:
             backward = (backward_work(g, seen, tokens, compute, checkpointed) for seen in graded)
             kept = graph(g, graded, tokens, compute, checkpointed)
             return _moments(kept, (work, *scores, rating_bytes, *backward))
 
-        worst = (moments(graded) for kind in taken for graded in kind.graded)
+        worst = (moments(graded, kind.work) for kind in taken for graded in kind.graded)
         return max(worst, key=lambda one: one.peak)
 
     def critic_moments(checkpointed: bool) -> Moments:
         backward = backward_work(f, whole, tokens, compute, checkpointed)
-        return _moments(graph(f, (whole,), tokens, compute, checkpointed), (backward,), before=work)
+        return _moments(
+            graph(f, (whole,), tokens, compute, checkpointed), (backward,), before=max(kind.work for kind in taken)
+        )
 
     updates = (
         _update("generator", settings.generator_every, generator_work, generator_moments),
