@@ -15,12 +15,14 @@ from torch import Tensor
 from reward_forcing.models.attention import Past, Prediction, Text
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise, rolling
-from reward_forcing.training import dmd
+from reward_forcing.streaming.methods import METHODS
+from reward_forcing.training import dmd, load_stage_settings
 from reward_forcing.training.dmd import DmdSettings
 from reward_forcing.training.prompts import PromptTimeline
 from reward_forcing.training.rollouts import Course, course_at, draw_course, streamed_course
 from reward_forcing.training.stage import Draw
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "train"
 CHUNK, STEPS = 2, 3
 CACHE = {"window_frames": 10, "chunk_frames": CHUNK, "sink": {"kind": "ema", "frames": 2, "alpha": 0.5}}
 """Room for the sink, one chunk of the past and three chunks denoised together."""
@@ -248,3 +250,14 @@ def test_bad_rollouts_are_refused(make: Make, changes: dict[str, Any], message: 
 
 def test_a_window_too_small_to_roll_in_is_no_fault_where_nothing_rolls(make: Make) -> None:
     assert make(cache=CACHE | {"window_frames": 6}, rolling_share=0.0)
+
+
+@pytest.mark.parametrize("config", ["mini/rolling.yaml", "wan_1_3b/rolling_8gpu.yaml"])
+def test_students_of_rolling_windows_are_trained_as_the_method_streams(config: str) -> None:
+    trained, method = load_stage_settings(CONFIGS / config), METHODS["rolling"]
+    assert isinstance(trained, DmdSettings)
+    assert trained.rolling_share == 0.5
+    assert (trained.cache, trained.denoising_steps, trained.sigmas) == (
+        method.cache, method.denoising_steps, method.sigmas
+    )  # fmt: skip
+    assert list(trained.lengths) == [21, 24, 27]
