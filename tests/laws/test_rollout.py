@@ -3,6 +3,7 @@
 What every registered policy has to keep stands in `test_policies`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -19,7 +20,8 @@ from reward_forcing.models.attention import KV, Past, Prediction, TextContext
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import block_causal
 from reward_forcing.rollout import CacheSettings, EmaSink, KVCache, NoSink, Rollout, SeededNoise, StaticSink
-from reward_forcing.rollout.schedule import SCHEDULES, chunkwise, rolling
+from reward_forcing.rollout.rollout import KV_GRADS, KVGrad
+from reward_forcing.rollout.schedule import SCHEDULES, Pass, chunkwise, rolling
 
 SMALL = CacheSettings(window_frames=6, chunk_frames=2, sink=EmaSink(frames=2, alpha=0.7))
 
@@ -73,11 +75,21 @@ def test_cached_clean_passes_equal_the_masked_forward(positions, frames, first, 
 
 def test_training_rollout_equals_inference_rollout():
     denoiser = Denoiser(tiny_wan())
-    trained = video(roll(denoiser, schedule=chunkwise(SIGMAS, grad_from=0), kv_grad="clean"), 5)
+    training = video(roll(denoiser, schedule=chunkwise(SIGMAS, grad_from=0), kv_grad="clean"), 5)
     inference = video(roll(denoiser), 5)
-    assert trained.requires_grad
+    assert training.requires_grad
     assert not inference.requires_grad
-    torch.testing.assert_close(trained.detach(), inference, rtol=0, atol=1e-6)
+    torch.testing.assert_close(training.detach(), inference, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("exit_window", range(3))
+def test_a_rolling_training_rollout_finishes_the_chunks_of_inference(exit_window):
+    denoiser = Denoiser(tiny_wan())
+    schedule = rolling(SIGMAS, exit_window, chunks=7)
+    training = [chunk.latents for chunk in roll(denoiser, WIDE, schedule=schedule, kv_grad="clean")]
+    assert len(training) >= 5
+    inference = video(roll(denoiser, WIDE, schedule=rolling(SIGMAS, chunks=7)), len(training))
+    torch.testing.assert_close(torch.cat(training, dim=1).detach(), inference, rtol=0, atol=1e-6)
 
 
 WIDE = SMALL.model_copy(update={"window_frames": 10})
@@ -196,21 +208,37 @@ def test_every_geometry_runs(way, shape, chunks, given_frames):
     assert not rollout.state.noisy
 
 
-def gradients(checkpointing: bool, cache: CacheSettings) -> dict[str, Tensor]:
+def predicted(rollout: Rollout) -> Tensor:
+    """What the exits of a finite schedule predict, of all chunks in turn."""
+    finished = [chunk.at_exit for chunk in rollout]
+    in_flight = [chunk.at_exit for chunk in rollout.state.noisy if chunk.at_exit is not None]
+    return torch.cat([*finished, *in_flight], dim=1)
+
+
+def trained(schedule: str, chunks: int, sigmas: tuple[float, ...] = SIGMAS, grad_from: int = 0) -> Iterator[Pass]:
+    """A training schedule: of the rolling ones, that whose last window finishes nothing."""
+    if schedule == "rolling":
+        return rolling(sigmas, 1 % len(sigmas), grad_from, chunks=chunks)
+    return chunkwise(sigmas, grad_from, chunks=chunks)
+
+
+def gradients(checkpointing: bool, cache: CacheSettings, schedule: str, kv_grad: KVGrad) -> dict[str, Tensor]:
     network = tiny_wan()
     if checkpointing:
         network.enable_gradient_checkpointing()
-    rollout = roll(Denoiser(network), cache, schedule=chunkwise(SIGMAS, grad_from=1), kv_grad="clean")
-    out = video(rollout, 5)
+    rollout = roll(Denoiser(network), cache, schedule=trained(schedule, 5, grad_from=1), kv_grad=kv_grad)
+    out = predicted(rollout)
     probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
     (out * probe).mean().backward()
     return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
 
 
+@pytest.mark.parametrize("schedule", ["chunkwise", "rolling"])
+@pytest.mark.parametrize("kv_grad", KV_GRADS)
 @pytest.mark.parametrize("sink", [EmaSink(frames=2, alpha=0.7), NoSink()], ids=lambda sink: sink.kind)
-def test_checkpointed_gradients_equal_plain_ones(sink):
-    cache = SMALL.model_copy(update={"sink": sink})
-    plain, checkpointed = gradients(False, cache), gradients(True, cache)
+def test_checkpointed_gradients_equal_plain_ones(sink, kv_grad, schedule):
+    cache = (SMALL if schedule == "chunkwise" else WIDE).model_copy(update={"sink": sink})
+    plain, checkpointed = (gradients(choice, cache, schedule, kv_grad) for choice in (False, True))
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
         assert gradient.abs().max() > 0 or gradient.numel() == 0, name
@@ -219,42 +247,50 @@ def test_checkpointed_gradients_equal_plain_ones(sink):
 
 @dataclass
 class Replayed:
-    """A denoiser whose denoising passes see the inputs of its first life again, whatever later lives ask it."""
+    """A denoiser that sees the inputs of its first life again, those that depended on no weights by the method.
+
+    These are the inputs of denoising passes, and of clean passes over chunks that a pass without gradient finished.
+    """
 
     denoiser: Denoiser
-    inputs: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor | None] = field(default_factory=list)
     asked: int = 0
 
     def __call__(self, x: Tensor, sigma: Tensor, text: TextContext, past: Past | None = None, want_kv: bool = False):
-        if not want_kv:
-            if self.asked == len(self.inputs):
-                self.inputs.append(x)
-            x, self.asked = self.inputs[self.asked], self.asked + 1
+        if self.asked == len(self.inputs):
+            self.inputs.append(None if x.requires_grad else x)
+        first, self.asked = self.inputs[self.asked], self.asked + 1
+        x = x if first is None else first
         return self.denoiser(x, sigma, text, past, want_kv)
 
     def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
         return self.denoiser.rotate(past, latent_size)
 
 
-@pytest.mark.parametrize("sigmas", [(1.0,), SIGMAS], ids=["one step", "three steps"])
-@pytest.mark.parametrize("window", [4, 6])
+@pytest.mark.parametrize(
+    ("schedule", "sigmas", "window"),
+    [("chunkwise", (1.0,), 4), ("chunkwise", (1.0,), 6), ("chunkwise", SIGMAS, 4), ("chunkwise", SIGMAS, 6),
+     ("rolling", SIGMAS[:2], 7), ("rolling", SIGMAS, 9)],
+)  # fmt: skip
 @pytest.mark.parametrize("sink", [EmaSink(frames=2, alpha=0.7), EmaSink(frames=3, alpha=0.7), NoSink()], ids=repr)
-def test_gradients_through_a_clean_cache_match_finite_differences(sigmas, window, sink):
+def test_gradients_through_a_clean_cache_match_finite_differences(schedule, sigmas, window, sink):
     """In float64 and through several evictions, along random directions and in the keys and values alone.
 
     A pass's input is no function of the weights, by the method: it is the same on both sides of a difference.
     """
     cache = CacheSettings(window_frames=max(window, sink.frames + 2), chunk_frames=2, sink=sink)
+    chunks = 6 if schedule == "chunkwise" else 9
     network = tiny_wan().double()
     replayed = Replayed(Denoiser(network))
     embeddings = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1)).double()
 
     def loss() -> Tensor:
         replayed.asked = 0
-        schedule, text = chunkwise(sigmas, grad_from=0), network.encode_text(embeddings)
-        rollout = Rollout(replayed, schedule, KVCache.empty(cache), SeededNoise((3,)), text, SHAPE,
+        passes, text = trained(schedule, chunks, sigmas), network.encode_text(embeddings)
+        rollout = Rollout(replayed, passes, KVCache.empty(cache), SeededNoise((3,)), text, SHAPE,
                           dtype=torch.float64, kv_grad="clean")  # fmt: skip
-        out = video(rollout, 6)
+        out = predicted(rollout)
+        assert out.shape[1] == 2 * chunks
         assert rollout.state.cache.sink_updates >= (2 if sink.frames else 0)
         assert rollout.state.cache.evicted >= 4
         return (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(0))).mean()

@@ -15,6 +15,7 @@ from reward_forcing.rollout.sinks import EmaSink
 from reward_forcing.training.dmd import DmdStage
 from reward_forcing.training.prompts import PromptTimeline
 from reward_forcing.training.re_dmd import ReDmdSettings, ReDmdStage, RunningScale
+from reward_forcing.training.rollouts import course_at, draw_course
 from reward_forcing.training.stage import Draw
 from reward_forcing.training.trainer import Trainer
 
@@ -47,11 +48,8 @@ def loss_of(stage: DmdStage, role: str = "generator", step: int = 0) -> tuple[Te
 
 
 def rolled_out(stage: DmdStage, role: str = "generator", step: int = 0) -> int:
-    """The latent frames that `loss_of` rolls out: the first two draws are the exit step and the switch."""
-    shared = Draw.at(3, role, step).shared
-    torch.randint(len(stage.sigmas), (), generator=shared)
-    stage._switch(shared)
-    return stage._frames(shared)
+    """The latent frames that `loss_of` rolls out."""
+    return draw_course(stage.settings, Draw.at(3, role, step).shared).frames
 
 
 def with_weights(stage: DmdStage, weights: list[float], role: str = "generator") -> float:
@@ -211,12 +209,12 @@ def test_prompts_come_from_a_file_whose_last_lines_are_kept(make: Make, tmp_path
 
 def test_a_longer_rollout_is_scored_at_its_end(make: Make) -> None:
     stage = make(longest_frames=16)
-    lengths = {stage._frames(Draw.at(3, "generator", step).shared) for step in range(40)}
+    lengths = {rolled_out(stage, step=step) for step in range(40)}
     assert lengths == {10, 12, 14, 16}
     with torch.no_grad():
         timeline = PromptTimeline(stage.prompts(stage.source.prompts([(1, 1), (2, 2)])))
-        whole = make(frames=16)._rollout(timeline, (5, 6), stage.sigmas, 16).clip
-    rolled = stage._rollout(timeline, (5, 6), stage.sigmas, 16)
+        whole = make(frames=16)._rollout(timeline, (5, 6), make(frames=16).streamed).clip
+    rolled = stage._rollout(timeline, (5, 6), course_at(stage.settings, 16, exit_step=3, rolls=False))
     assert (rolled.first, list(rolled.numbers())) == (6, list(range(6, 16)))
     torch.testing.assert_close(rolled.clip[:, 1:].detach(), whole[:, 7:])
     last = stage.vae.decode(whole[:, :7])[0][:, -1:].clamp(0, 1)
@@ -242,7 +240,13 @@ def test_the_gradient_through_the_cache_is_a_choice(make: Make, kv_grad: str) ->
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"running": 0.3, "group": 2, "watched": {"dark": BRIGHTNESS | {"sign": -1.0}}}]
+    "changes",
+    [
+        {},
+        {"running": 0.3, "group": 2, "watched": {"dark": BRIGHTNESS | {"sign": -1.0}}},
+        {"rolling_share": 1.0, "longest_frames": 16, "cache": {"window_frames": 11, "chunk_frames": 2}},
+    ],
+    ids=["plain", "watched", "rolling"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(make: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
     def run(folder: Path, steps: int) -> ReDmdStage:
