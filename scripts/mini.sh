@@ -30,7 +30,8 @@ train 4_teacher
 train 5_teacher_longer
 train 6_causal
 train 7_dmd
-"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/7_dmd/final/transformer \
+train 8_re_dmd
+"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/8_re_dmd/final/transformer \
   --teacher $RUNS/5_teacher_longer/final/transformer \
   --vae $RUNS/2_vae_long_clips/final/vae --text $RUNS/3_text_encoder/final --settings configs/generate/mini.yaml \
   --card configs/generate/mini_card.md

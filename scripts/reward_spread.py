@@ -1,11 +1,12 @@
 """How much a reward tells the rollouts of one prompt apart, and what follows for beta, before a training with it.
 
 Weighting by exp(r / beta) within a prompt cannot move a model to what it never does. To first order it moves the mean
-reward by variance / beta, where the variance is that over rollouts of one prompt; the larger one over all
-rollouts, most of which lies between prompts, says nothing of it. Makes `--clips` clips of each of `--prompts` validation
-prompts, scores them with every reward, and prints the deviations within and between prompts, the rank correlations of the
-rewards within prompts, and for some beta the share of samples that still count and the rise to be hoped for. Writes
-the scores to scores.jsonl as they come, so that the same command goes on where it was stopped.
+reward by variance / beta, where the variance is that over rollouts of one prompt; the larger one over all rollouts,
+most of which lies between prompts, says nothing of it. Makes `--clips` clips of each of `--prompts` validation prompts,
+scores them with every reward, and prints the deviations within and between prompts, the rank correlations of the
+rewards within prompts, and for some beta (in deviations within prompts) the share of samples that still count and the
+rise to be hoped for. Writes the scores to scores_*.jsonl as they come, so that the same command goes on where it was
+stopped.
 """
 
 import itertools
@@ -45,7 +46,11 @@ def summary(scores: dict[str, Scores], group: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, values in scores.items():
         within = float(np.sqrt(values.var(axis=1, ddof=1).mean()))
-        found[name] = {"mean": float(values.mean()), "within": within, "between": float(values.mean(axis=1).std(ddof=1))}
+        found[name] = {
+            "mean": float(values.mean()),
+            "within": within,
+            "between": float(values.mean(axis=1).std(ddof=1)),
+        }
         found[name]["betas"] = {beta: hope(values / max(within, 1e-9), beta, group) for beta in BETAS}
     for one, other in itertools.combinations(scores, 2):
         pairs = zip(scores[one], scores[other], strict=True)

@@ -12,12 +12,13 @@ from torch import Tensor
 from toy import learned
 
 from reward_forcing.logs import JsonLines
-from reward_forcing.rollout import CacheSettings, Recache, Rollout, StaticSink
+from reward_forcing.rollout import SWITCHES, CacheSettings, Recache, Rollout, StaticSink
 from reward_forcing.training import dmd
 from reward_forcing.training.distributed import ALONE, World
 from reward_forcing.training.dmd import DmdStage
 from reward_forcing.training.long_tuning import LongTuning, Stretch
 from reward_forcing.training.prompts import PromptTimeline
+from reward_forcing.training.rollouts import course_at
 from reward_forcing.training.stage import Draw
 from reward_forcing.training.trainer import Trainer
 
@@ -27,6 +28,7 @@ LONG: dict[str, Any] = {
     "overlap_frames": 2,
     "switch": {"kind": "recache", "global_sink": False, "frames": 8},
 }
+CACHE = {"window_frames": 6, "chunk_frames": 2, "sink": {"kind": "ema", "frames": 2, "alpha": 0.9}}
 LORA = {role: {"rank": 3, "alpha": 3.0} for role in ("generator", "fake_score")}
 
 
@@ -45,12 +47,11 @@ def draw_of(role: str, step: int) -> Draw:
 
 
 def drawn_switch(stage: DmdStage, video: int = 0) -> int:
-    """Where the video's prompt is switched: the first draw says whether, the second where."""
-    shared = Draw.at(SEED, "video", video).shared
-    torch.rand((), generator=shared)
+    """Where the video's prompt is switched."""
     assert stage.settings.long is not None
-    choices = stage.settings.long.switches(FRAMES)
-    return choices[int(torch.randint(len(choices), (), generator=shared))]
+    switch = stage.settings.long.draw_switch(FRAMES, stage.settings.switch_share, Draw.at(SEED, "video", video).shared)
+    assert switch is not None
+    return switch
 
 
 def test_stretches_and_switches_are_longlives() -> None:
@@ -63,7 +64,7 @@ def test_stretches_and_switches_are_longlives() -> None:
     assert stretches[-1].video == 1
     assert long.switches(21) == (21, 39, 57, 75, 93, 111, 129, 147, 165, 183, 201)
     assert long.switch == Recache(global_sink=False, frames=21)
-    long.check_fit(21, CacheSettings(window_frames=12, sink=StaticSink()), 5)
+    long.check_fit(21, CacheSettings(window_frames=12, sink=StaticSink()), 5, 1.0)
 
 
 def test_every_stretch_comes_up_for_both_roles(tiny_model_folder: Path) -> None:
@@ -75,28 +76,35 @@ def test_every_stretch_comes_up_for_both_roles(tiny_model_folder: Path) -> None:
         assert {places.count(start) for start in STARTS} == {len(places) // 4}
 
 
+@pytest.mark.parametrize("kind", [kind for kind in SWITCHES if kind != "blend"])
 @pytest.mark.parametrize("switch", [None, 8, 14])
-def test_a_video_in_stretches_is_one_rollout(tiny_model_folder: Path, switch: int | None) -> None:
+def test_a_video_in_stretches_is_one_rollout(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, switch: int | None, kind: str
+) -> None:
     """With the same weights and all steps throughout, to the last bit; the policy is asked at the switch."""
-    long = {**LONG, "switch_frames": [switch]} if switch else LONG
-    stage = tuning(tiny_model_folder, long=long, switch_share=float(switch is not None))
-    pieces = []
+    monkeypatch.setattr(dmd, "draw_exit", lambda settings, shared: len(settings.sigmas) - 1)
+    long = LONG | {"switch": LONG["switch"] if kind == "recache" else {"kind": kind}}
+    long |= {} if switch is None else {"switch_frames": [switch]}
+    stage = tuning(
+        tiny_model_folder, long=long, switch_share=float(switch is not None), cache=CACHE | {"positions": "absolute"}
+    )
+    pieces, said = [], []
     with torch.no_grad():
         for role, step in in_turn(stage)[:4]:
-            rolled, prompts, _ = stage._next_stretch(role, step, draw_of(role, step), stage.sigmas)
+            rolled, prompts, _ = stage._next_stretch(role, step, draw_of(role, step))
             pieces.append(rolled.clip[:, 2 if pieces else 0 :])
-            if not pieces[1:]:
-                first = prompts.first
+            said.append(prompts.first)
         seeds = stage._samples_of("generator", Draw.at(SEED, "video", 0))[0]
-        rollout: Rollout = stage._new_rollout(PromptTimeline(first), seeds, stage.sigmas, 0, stage.settings.long.switch)
+        course = course_at(stage.settings, 26, exit_step=1, rolls=False)
+        rollout: Rollout = stage._new_rollout(PromptTimeline(said[0]), seeds, course, stage.settings.long.switch)
         whole = []
-        for start in range(0, 26, 2):
-            if start == switch:
-                rollout.text = stage.generator.encode_text(prompts.first)
-            whole.append(next(rollout).latents)
+        for chunk in rollout:
+            whole.append(chunk.latents)
+            if rollout.state.start == switch:
+                rollout.text = stage.generator.encode_text(said[-1])
     assert [piece.shape[1] for piece in pieces] == [8, 6, 6, 6]
     assert torch.equal(torch.cat(pieces, dim=1), torch.cat(whole, dim=1))
-    assert torch.equal(first, prompts.first) == (switch is None)
+    assert torch.equal(said[0], said[-1]) == (switch is None)
 
 
 def test_a_clip_shows_frames_that_count_for_neither_role(
@@ -116,8 +124,8 @@ def test_a_clip_begins_with_its_first_frame_encoded_as_an_image(tiny_model_folde
     stage = tuning(tiny_model_folder)
     (one, zero), (two, _) = in_turn(stage)[:2]
     with torch.no_grad():
-        before = stage._next_stretch(one, zero, draw_of(one, zero), stage.sigmas)[0].clip
-        rolled = stage._next_stretch(two, 0, draw_of(two, 0), stage.sigmas)[0]
+        before = stage._next_stretch(one, zero, draw_of(one, zero))[0].clip
+        rolled = stage._next_stretch(two, 0, draw_of(two, 0))[0]
     assert torch.equal(rolled.clip[:, 1], before[:, 7]), "the second is the last of the update before"
     frame = stage.vae.decode(before[:, :7])[0][:, -1:].clamp(0, 1)
     torch.testing.assert_close(rolled.clip[:, :1], stage.vae.encode(frame)[0])
@@ -178,8 +186,9 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
         },
         {"reward": True},
         {"cache": {"window_frames": 4, "chunk_frames": 2, "sink": {"kind": "none"}}, "save_async": True},
+        {"long": LONG | {"switch": {"kind": "cut"}, "switch_frames": [8]}},
     ],
-    ids=["dmd", "lora", "static", "re_dmd", "no sink"],
+    ids=["dmd", "lora", "static", "re_dmd", "no sink", "cut"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(
     tiny_model_folder: Path, tmp_path: Path, changes: dict[str, Any]
@@ -239,7 +248,9 @@ def test_an_update_out_of_turn_is_refused(tiny_model_folder: Path) -> None:
         ({"long": {**LONG, "switch": {"kind": "recache", "frames": 8}}}, "frames=8 needs global_sink=false"),
         ({"long": {**LONG, "switch": {"kind": "blend"}}}, "the switch 'blend' mixes two"),
         ({"long": LONG, "generator_every": 3}, "every 4th stretch only; change generator_every or max_frames"),
+        ({"long": {**LONG, "max_frames": 14}}, "switch_share=1 needs switch_frames, or a larger max_frames"),
         ({"long": LONG, "longest_frames": 12}, "give one"),
+        ({"long": LONG, "rolling_share": 0.5, "cache": CACHE | {"window_frames": 8}}, "rolling_share=0.5 some would"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

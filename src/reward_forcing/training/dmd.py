@@ -18,20 +18,27 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from reward_forcing.flow import add_noise, warp_denoising_steps
+from reward_forcing.flow import add_noise
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.rewards import Rater, Reward, RewardSettings, rate
-from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
+from reward_forcing.rollout.kv_cache import KVCache
 from reward_forcing.rollout.noise import SeededNoise
 from reward_forcing.rollout.rollout import KVGrad, Rollout
-from reward_forcing.rollout.schedule import chunkwise
 from reward_forcing.rollout.switches import SwitchPolicy
 from reward_forcing.training.long_tuning import LongTuning, RunningVideos
 from reward_forcing.training.losses import dmd_gradient, dmd_loss, flow_loss, score_sigma
 from reward_forcing.training.networks import load_vae, place_transformer, save_transformer
 from reward_forcing.training.prompt_sources import FilePrompts, WorldPrompts
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
+from reward_forcing.training.rollouts import (
+    Course,
+    RolloutSettings,
+    course_at,
+    draw_course,
+    draw_exit,
+    streamed_course,
+)
 from reward_forcing.training.sampling import guided_x0
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
@@ -40,23 +47,22 @@ WATCH_BATCH = 8
 """Clips that are rolled out side by side for the watched rewards."""
 
 
-class DmdSettings(StageSettings):
-    """Settings of the DMD stage.
+class DmdSettings(RolloutSettings):
+    """Settings of the DMD stage: those of its rollouts, and
 
-    generator, real_score, fake_score: transformer folders to start from (fake_score: the teacher if left out). frames:
-    latent frames that the scores look at. longest_frames: rollouts last from `frames` up to so many, by whole chunks;
-    of a longer one the last `frames` count, the first of them encoded anew as the single frame that begins a clip, and
-    the first chunk of them has no gradient (Self Forcing). kv_grad: see `rollout.KVGrad`. latent_size: rows and columns
-    of a latent frame. guidance: the teacher's CFG weight, in the usual convention (the reference's 3.0 is 4.0 here).
+    generator, real_score, fake_score: transformer folders to start from (fake_score: the teacher if left out). Of a
+    rollout longer than `frames` the first scored frame is encoded anew as the single frame that begins a clip, and the
+    first scored chunk has no gradient (Self Forcing). kv_grad: see `rollout.KVGrad`. latent_size: rows and columns of a
+    latent frame. guidance: the teacher's CFG weight, in the usual convention (the reference's 3.0 is 4.0 here).
     generator_every: critic updates per generator update. score_shift, score_range: where on the noise axis the scores
-    are compared. switch_share: of the rollouts whose prompt is switched between two chunks, all three networks reading
-    each frame's own prompt. long: videos run on from update to update instead (LongLive's streaming long tuning, see
-    `long_tuning`); switch_share is then that of the videos, and a clip is scored with the prompt of its new frames,
-    which alone count for both roles. first_frame_weight: factor of the gradient of the first latent frame, which is a
-    single pixel frame and has no past to go by. prompts: a file with a prompt in each line, in place of `captions`
-    captions of the world; its last `validation_prompts` are not trained with. negative_prompt: what guidance leads away
-    from. watched: rewards that nothing optimises, by name; whenever samples are drawn they rate `watch_clips` clips of
-    validation prompts. fps: of the decoded frames.
+    are compared. Where a prompt is switched all three networks read each frame's own prompt. long: videos run on from
+    update to update instead (LongLive's streaming long tuning, see `long_tuning`); switch_share is then that of the
+    videos, and a clip is scored with the prompt of its new frames, which alone count for both roles.
+    first_frame_weight: factor of the gradient of the first latent frame, which is a single pixel frame and has no past
+    to go by. prompts: a file with a prompt in each line, in place of `captions` captions of the world; its last
+    `validation_prompts` are not trained with. negative_prompt: what guidance leads away from. watched: rewards that
+    nothing optimises, by name; whenever samples are drawn they rate `watch_clips` clips of validation prompts. fps: of
+    the decoded frames.
     """
 
     stage: Literal["dmd"] = "dmd"
@@ -66,13 +72,8 @@ class DmdSettings(StageSettings):
     text: Path
     vae: Path
     batch: PositiveInt = 8
-    frames: PositiveInt = 21
-    longest_frames: PositiveInt | None = None
     kv_grad: KVGrad = "none"
     latent_size: tuple[PositiveInt, PositiveInt] = (8, 8)
-    cache: CacheSettings = CacheSettings()
-    denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
-    shift: PositiveFloat = 5.0
     guidance: float = 4.0
     generator_every: PositiveInt = 5
     score_shift: PositiveFloat = 5.0
@@ -81,7 +82,6 @@ class DmdSettings(StageSettings):
     prompts: Path | None = None
     validation_prompts: PositiveInt = 16
     negative_prompt: str = ""
-    switch_share: float = Field(0.0, ge=0, le=1)
     long: LongTuning | None = None
     first_frame_weight: PositiveFloat = 1.0
     watched: dict[str, RewardSettings] = Field(default_factory=dict)
@@ -89,17 +89,16 @@ class DmdSettings(StageSettings):
     fps: PositiveFloat = 16.0
 
     @model_validator(mode="after")
-    def _rollouts_hold_what_is_scored(self) -> Self:
-        chunk = self.cache.chunk_frames
-        if self.longest_frames is not None and (self.longest_frames < self.frames or self.frames % chunk):
-            raise ValueError(
-                f"longest_frames={self.longest_frames} needs frames={self.frames} to be no more, and whole chunks of "
-                f"{chunk}"
-            )
+    def _videos_run_on_chunk_by_chunk(self) -> Self:
         if self.long is not None:
             if self.longest_frames is not None:
                 raise ValueError("longest_frames is for rollouts of their own, long for videos that run on; give one")
-            self.long.check_fit(self.frames, self.cache, self.generator_every)
+            if self.rolling_share:
+                raise ValueError(
+                    f"long goes on from finished chunks; with rolling_share={self.rolling_share:g} some would still be "
+                    "noisy where an update ends; give one"
+                )
+            self.long.check_fit(self.frames, self.cache, self.generator_every, self.switch_share)
         return self
 
 
@@ -135,7 +134,7 @@ class DmdStage(Stage[DmdSettingsT]):
 
     def __init__(self, settings: DmdSettingsT, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(settings, seed, rank, world_size, device)
-        self.sigmas = warp_denoising_steps(settings.denoising_steps, settings.shift)
+        self.streamed = streamed_course(settings)
         self.source = FilePrompts(settings.prompts, settings.validation_prompts) if settings.prompts else WorldPrompts()
         self.prompts = PromptEncoder(settings.text, device)
         lora = settings.train.lora
@@ -165,11 +164,9 @@ class DmdStage(Stage[DmdSettingsT]):
 
     def loss(self, role: str, step: int, draw: Draw) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss of one role on a fresh rollout, or on the next stretch of the running videos."""
-        # one exit step for the whole batch, so that all processes do the same work (Self Forcing)
-        steps = 1 + int(torch.randint(len(self.sigmas), (), generator=draw.shared))
         roll_out = self._fresh_rollout if self.videos is None else self._next_stretch
         with torch.set_grad_enabled(role == "generator" and torch.is_grad_enabled()):
-            rolled, prompts, captions = roll_out(role, step, draw, self.sigmas[:steps])
+            rolled, prompts, captions = roll_out(role, step, draw)
         x = rolled.clip
         generators = [draw.sample(index, "score") for index in draw.share(self.settings.batch)]
         shift, levels = self.settings.score_shift, self.settings.score_range
@@ -181,17 +178,16 @@ class DmdStage(Stage[DmdSettingsT]):
             return loss, {**metrics, **more}
         return self._critic_loss(rolled, sigma, noise, prompts, weight), metrics
 
-    def _fresh_rollout(self, role: str, step: int, draw: Draw, sigmas: Sequence[float]) -> RolledOut:
+    def _fresh_rollout(self, role: str, step: int, draw: Draw) -> RolledOut:
         """A rollout of its own for the role's update."""
         seeds, scenes, wordings = self._samples_of(role, draw)
-        switch = self._switch(draw.shared)
-        frames = self._frames(draw.shared)
+        course = draw_course(self.settings, draw.shared)
         items = list(zip(scenes, wordings, strict=True))
-        captions = [self.source.prompts(items)] if switch is None else self.source.switched(items)
-        prompts = PromptTimeline(*map(self.prompts, captions), switch=switch)
-        return self._rollout(prompts, seeds, sigmas, frames), prompts, captions
+        captions = [self.source.prompts(items)] if course.switch is None else self.source.switched(items)
+        prompts = PromptTimeline(*map(self.prompts, captions), switch=course.read_from)
+        return self._rollout(prompts, seeds, course), prompts, captions
 
-    def _next_stretch(self, role: str, step: int, draw: Draw, sigmas: Sequence[float]) -> RolledOut:
+    def _next_stretch(self, role: str, step: int, draw: Draw) -> RolledOut:
         """What the role's update adds to the running videos, with the frames before it that a clip shows.
 
         A video's own draws are those of its beginning, whichever roles its updates are of.
@@ -202,17 +198,14 @@ class DmdStage(Stage[DmdSettingsT]):
         at = long.stretch(frames, self._updates_before(role, step))
         begun = Draw.at(self.seed, "video", at.video, draw.shard, draw.shards)
         seeds, scenes, wordings = self._samples_of(max(self.networks(), key=self.group), begun)
-        has_switch = float(torch.rand((), generator=begun.shared)) < self.settings.switch_share
-        choices = long.switches(frames)
-        chosen = choices[int(torch.randint(len(choices), (), generator=begun.shared))] if choices else None
-        switch = chosen if has_switch else None
+        switch = long.draw_switch(frames, self.settings.switch_share, begun.shared)
         items = list(zip(scenes, wordings, strict=True))
         is_second = switch is not None and at.start >= switch
         captions = self.source.prompts(items) if switch is None else self.source.switched(items)[is_second]
         prompts = PromptTimeline(self.prompts(captions))
-        rollout = self._new_rollout(prompts, seeds, sigmas, 0, long.switch)
-        share, schedule = draw.share(self.settings.batch), chunkwise(sigmas, grad_from=0)
-        x = videos.advance(rollout, schedule, share, at, switched=at.start == switch)
+        course = course_at(self.settings, at.end, draw_exit(self.settings, draw.shared), rolls=False)
+        rollout = self._new_rollout(prompts, seeds, course, long.switch)
+        x = videos.advance(rollout, course.passes, draw.share(self.settings.batch), at, switched=at.start == switch)
         return self._scored(x, rollout.state.cache.sink_updates, long.overlap_frames), prompts, [captions]
 
     def _updates_before(self, role: str, step: int) -> int:
@@ -254,44 +247,26 @@ class DmdStage(Stage[DmdSettingsT]):
             [drawn[index][0] % 2**31 for index in firsts],
         )
 
-    def _switch(self, shared: torch.Generator) -> int | None:
-        """The latent frame at which a batch's prompts are switched, all at the same; None for most batches."""
-        chunk, frames = self.settings.cache.chunk_frames, self.settings.frames
-        if float(torch.rand((), generator=shared)) >= self.settings.switch_share or frames <= chunk:
-            return None
-        return chunk * int(torch.randint(1, -(-frames // chunk), (), generator=shared))
-
-    def _frames(self, shared: torch.Generator) -> int:
-        """The length of a batch's rollouts, in latent frames."""
-        shortest, longest, chunk = self.settings.frames, self.settings.longest_frames, self.settings.cache.chunk_frames
-        if longest is None:
-            return shortest
-        return shortest + chunk * int(torch.randint((longest - shortest) // chunk + 1, (), generator=shared))
-
-    def _rollout(self, prompts: PromptTimeline, seeds: Sequence[int], sigmas: Sequence[float], frames: int) -> Rolled:
-        """What the generator streams in `frames` latent frames; the last pass of each scored chunk carries gradient."""
-        chunk = self.settings.cache.chunk_frames
-        rollout = self._new_rollout(prompts, seeds, sigmas, max(0, frames - self.settings.frames) // chunk)
+    def _rollout(self, prompts: PromptTimeline, seeds: Sequence[int], course: Course) -> Rolled:
+        """What the generator streams on a course, as its exits predicted it; scored frames carry gradient."""
+        rollout = self._new_rollout(prompts, seeds, course)
         pieces = []
-        for start in range(0, frames, chunk):
-            if prompts.second is not None and start == prompts.switch:
+        for chunk in rollout:
+            pieces.append(chunk.at_exit)
+            if prompts.second is not None and rollout.state.start == course.switch:
                 rollout.text = self.generator.encode_text(prompts.second)
-            pieces.append(next(rollout).latents)
-        x = torch.cat(pieces, dim=1)[:, :frames]
-        return self._scored(x, rollout.state.cache.sink_updates, chunk)
+        state = rollout.state
+        pieces += [chunk.at_exit for chunk in state.noisy if chunk.at_exit is not None]
+        x = torch.cat(pieces, dim=1)[:, : course.frames]
+        return self._scored(x, state.cache.sink_updates, self.settings.cache.chunk_frames)
 
     def _new_rollout(
-        self,
-        prompts: PromptTimeline,
-        seeds: Sequence[int],
-        sigmas: Sequence[float],
-        grad_from: int,
-        switch: SwitchPolicy | None = None,
+        self, prompts: PromptTimeline, seeds: Sequence[int], course: Course, switch: SwitchPolicy | None = None
     ) -> Rollout:
-        """The generator's rollout from an empty cache; grad_from: the first chunk whose last pass carries gradient."""
+        """The generator's rollout on a course, from an empty cache, with the first of the prompts."""
         return Rollout(
             Denoiser(self.generator),
-            chunkwise(sigmas, grad_from=grad_from),
+            course.passes,
             KVCache.empty(self.settings.cache),
             SeededNoise(tuple(seeds)),
             self.generator.encode_text(prompts.first),
@@ -371,17 +346,17 @@ class DmdStage(Stage[DmdSettingsT]):
         return vae
 
     @torch.no_grad()
-    def pixels(self, latents: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W] in [0, 1] of latents [B, F, C, h, w]."""
-        with torch.autocast(latents.device.type, enabled=False):
-            return self.vae.decode(latents.detach().float())[0].clamp(0, 1)
+    def pixels(self, latents: Tensor, compute: torch.dtype = torch.float32) -> Tensor:
+        """Frames [B, T, 3, H, W] in [0, 1], float32, of latents [B, F, C, h, w], decoded in `compute`."""
+        with torch.autocast(latents.device.type, compute, enabled=compute is not torch.float32):
+            return self.vae.decode(latents.detach().float())[0].float().clamp(0, 1)
 
     @torch.no_grad()
     def samples(self, step: int) -> dict[str, Tensor]:
         """Streamed clips of the source's examples with all steps, about ten frames of each."""
         prompts = PromptTimeline(self.prompts(list(self.source.examples)))
         seeds = range(1, 1 + len(self.source.examples))
-        decoded = self.pixels(self._rollout(prompts, seeds, self.sigmas, self.settings.frames).clip)
+        decoded = self.pixels(self._rollout(prompts, seeds, self.streamed).clip)
         return {"samples": decoded[:, :: max(1, decoded.shape[1] // 10)]}
 
     @torch.no_grad()
@@ -397,7 +372,7 @@ class DmdStage(Stage[DmdSettingsT]):
             captions = texts[first : first + WATCH_BATCH]
             seeds = range(first, first + len(captions))
             prompts = PromptTimeline(self.prompts(captions))
-            frames = self.pixels(self._rollout(prompts, seeds, self.sigmas, self.settings.frames).clip)
+            frames = self.pixels(self._rollout(prompts, seeds, self.streamed).clip)
             for name, (reward, rater) in self.raters.items():
                 scores[name] += rate(reward, rater, frames, captions, self.settings.fps).tolist()
         return scores

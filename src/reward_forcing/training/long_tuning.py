@@ -16,7 +16,7 @@ global batch, so that a run may go on with another number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
@@ -28,6 +28,7 @@ from torch import Tensor
 from reward_forcing.config import Settings
 from reward_forcing.models.attention import KV
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
+from reward_forcing.rollout.positions import Cut
 from reward_forcing.rollout.rollout import Rollout, RolloutState
 from reward_forcing.rollout.schedule import Pass
 from reward_forcing.rollout.switches import Recache, SwitchSettings
@@ -41,6 +42,11 @@ class Stretch:
     start: int
     frames: int
     is_last: bool
+
+    @property
+    def end(self) -> int:
+        """The frame after its last."""
+        return self.start + self.frames
 
 
 class LongTuning(Settings):
@@ -73,7 +79,14 @@ class LongTuning(Settings):
         """Where a prompt may be switched."""
         return self.starts(frames)[1:-1] if self.switch_frames is None else self.switch_frames
 
-    def check_fit(self, frames: int, cache: CacheSettings, generator_every: int) -> None:
+    def draw_switch(self, frames: int, share: float, shared: torch.Generator) -> int | None:
+        """Where the prompts of a batch of videos are switched, all at the same frame; None for 1 - `share` of them."""
+        if float(torch.rand((), generator=shared)) >= share:
+            return None
+        choices = self.switches(frames)
+        return choices[int(torch.randint(len(choices), (), generator=shared))]
+
+    def check_fit(self, frames: int, cache: CacheSettings, generator_every: int, switch_share: float) -> None:
         """Raise ValueError unless videos go on in whole chunks, and every stretch trains both roles in its turn."""
         chunk, new = cache.chunk_frames, frames - self.overlap_frames
         if new < chunk or frames % chunk or self.overlap_frames % chunk:
@@ -83,6 +96,8 @@ class LongTuning(Settings):
             raise ValueError(f"long: max_frames={self.max_frames} holds no second stretch; use at least {frames + new}")
         if wrong := sorted(set(self.switches(frames)) - set(starts[1:])):
             raise ValueError(f"long: no stretch begins at switch_frames={wrong}; they begin at {list(starts[1:])}")
+        if switch_share and not self.switches(frames):
+            raise ValueError(f"long: switch_share={switch_share:g} needs switch_frames, or a larger max_frames")
         recalled = self.switch.recall_frames(cache)
         if recalled is None or recalled > frames:
             raise ValueError(f"long: the switch looks back {recalled or 'without end'}, clips have {frames} frames")
@@ -101,22 +116,21 @@ class RunningVideos:
     def __init__(self, settings: LongTuning, frames: int, cache: CacheSettings) -> None:
         self.settings, self.frames, self.cache = settings, frames, cache
         self._items: dict[int, dict[str, Tensor]] = {}
-        self._counts: dict[int, dict[str, int]] = {}  # by item: within an update its parts are at two places
+        self._counts: dict[int, dict[str, Any]] = {}  # by item: within an update its parts are at two places
 
     def advance(
-        self, rollout: Rollout, schedule: Iterable[Pass], items: Sequence[int], at: Stretch, switched: bool
+        self, rollout: Rollout, passes: Sequence[Pass], items: Sequence[int], at: Stretch, switched: bool
     ) -> Tensor:
         """Latents [B, F, C, h, w] that end with the new stretch, before it up to a clip's frames that are older.
 
-        rollout: over the items' noise and prompts, fresh; schedule: its passes, once more. switched: whether its
-        prompt is new with this stretch. Raises ValueError if the update before this one has not been made.
+        rollout: over the items' noise and prompts, fresh. passes: its own, from the video's beginning to the stretch's
+        end. switched: whether its prompt is new with this stretch. Raises ValueError if the update before this one has
+        not been made.
         """
-        chunk, before = self.cache.chunk_frames, None
-        if at.start:
-            before = self._taken_up(rollout, schedule, items, at)
+        before = self._taken_up(rollout, passes, items, at) if at.start else None
         if switched:
             rollout.text = rollout.state.text  # setting a text is what asks the switch policy
-        new = torch.cat([next(rollout).latents for _ in range(at.frames // chunk)], dim=1)
+        new = torch.cat([chunk.latents for chunk in rollout], dim=1)
         latents = new if before is None else torch.cat([before, new], dim=1)
         if at.is_last:
             for item in items:
@@ -124,10 +138,10 @@ class RunningVideos:
                 self._counts.pop(item, None)
         else:
             with torch.no_grad():
-                self._put_down(items, latents, rollout.cache, at.start + at.frames)
+                self._put_down(items, latents, rollout.cache, at.end)
         return latents
 
-    def _taken_up(self, rollout: Rollout, schedule: Iterable[Pass], items: Sequence[int], at: Stretch) -> Tensor:
+    def _taken_up(self, rollout: Rollout, passes: Sequence[Pass], items: Sequence[int], at: Stretch) -> Tensor:
         """Let the rollout go on where the videos are; returns their last frames."""
         if any(item not in self._items or self._counts[item]["end"] != at.start for item in items):
             raise ValueError(f"this update goes on at frame {at.start}, but the one before it has not been made")
@@ -138,13 +152,14 @@ class RunningVideos:
         }
         latents, index = held["latents"], at.start // self.cache.chunk_frames
         context, sink = (_pair(held, name) for name in ("context", "sink"))
-        counts = {name: count for name, count in self._counts[items[0]].items() if name != "end"}
-        cache = replace(KVCache.empty(self.cache), context=context, sink=sink, **counts)
+        counts = {name: count for name, count in self._counts[items[0]].items() if name not in ("end", "cuts")}
+        cuts = tuple(Cut(*cut) for cut in self._counts[items[0]]["cuts"])  # a checkpoint knows no tuples
+        cache = replace(KVCache.empty(self.cache), context=context, sink=sink, cuts=cuts, **counts)
         recalled = self.settings.switch.recall_frames(self.cache) or 0
         pieces = latents.split(self.cache.chunk_frames, dim=1)
         recent = pieces[len(pieces) - -(-recalled // self.cache.chunk_frames) :]
         state = RolloutState(cache, rollout.text, index=index, start=at.start, since=index, recent=recent)
-        rollout.resume(state, schedule)
+        rollout.resume(state, passes)
         return latents
 
     def _put_down(self, items: Sequence[int], latents: Tensor, cache: KVCache, end: int) -> None:
@@ -162,6 +177,7 @@ class RunningVideos:
                 "committed": cache.committed,
                 "evicted": cache.evicted,
                 "sink_updates": cache.sink_updates,
+                "cuts": cache.cuts,
             }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -180,7 +196,7 @@ class RunningVideos:
         """The numbers that the next update depends on, between two updates the same for all videos."""
         return next((dict(counts) for counts in self._counts.values()), {})
 
-    def set_counts(self, counts: Mapping[str, int]) -> None:
+    def set_counts(self, counts: Mapping[str, Any]) -> None:
         """Continue from what `counts` returned."""
         self._counts = {item: dict(counts) for item in self._items}
 

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +19,6 @@ from reward_forcing.config import unknown
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.training.dmd import DmdSettings
-from reward_forcing.training.long_tuning import LongTuning
 from reward_forcing.training.lora import adapt, adapter_names
 from reward_forcing.training.ode_regression import OdeRegressionSettings
 from reward_forcing.training.optim import AdamWSettings, MuonSettings, hidden_matrices
@@ -31,19 +29,17 @@ from reward_forcing.training.plan_costs import (
     Shape,
     backward_work,
     bidirectional,
-    cache_bytes,
     forward_flops,
     forward_work,
     graph,
     patterned,
-    rolled_out,
     skipped_flops,
     skipped_text_flops,
     text_flops,
 )
-from reward_forcing.training.plan_long import recached, stretches_seen
 from reward_forcing.training.plan_memory import LiveBytes
 from reward_forcing.training.plan_networks import meta_text_encoder, meta_transformer, meta_vae
+from reward_forcing.training.plan_rollouts import chunk_by_chunk, rolling_windows, running_videos
 from reward_forcing.training.re_dmd import ReDmdSettings
 from reward_forcing.training.settings import StageSettings, TrainSettings
 from reward_forcing.training.shards import MANIFEST
@@ -160,70 +156,18 @@ def workload_of(settings: StageSettings) -> Workload:
     raise ValueError(f"a dry run plans the stages dmd, re_dmd and ode_regression, not '{settings.stage}'")
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """The generator's passes: mean operations over the lengths of rollouts, and bytes of the longest.
-
-    each: one pass over every chunk. scored: over the chunks whose last pass carries gradient. clean: over all chunks
-    but a video's last, whose clean pass never runs. graded: the passes in the longest rollout's graph. work: bytes
-    alive without gradients, the cache included. skipped: of the backward of `scored`, see `skipped_flops`. recached: of
-    re-caches, on average over the updates.
-    """
-
-    each: float
-    scored: float
-    clean: float
-    graded: tuple[Attended, ...]
-    work: int
-    skipped: float
-    recached: float = 0.0
-
-
-def _rollouts(settings: DmdSettings, shape: Shape, tokens: int, compute: int) -> Rollouts:
-    if settings.long is not None:
-        return _running(settings, settings.long, shape, tokens, compute)
-    cache, shortest = settings.cache, settings.frames
-    longest = settings.longest_frames or shortest
-    each, scored, clean, skipped, passes, first = [], [], [], [], (), 0
-    for frames in range(shortest, longest + 1, cache.chunk_frames):
-        passes, first = rolled_out(cache, frames), (frames - shortest) // cache.chunk_frames
-        flops = [forward_flops(shape, seen, tokens) for seen in passes]
-        each.append(sum(flops))
-        scored.append(sum(flops[first:]))
-        clean.append(sum(flops[:-1]))
-        skipped.append(sum(skipped_flops(shape, seen) for seen in passes[first:]))
-    graded = passes[first:] + (passes[:-1] if settings.kv_grad == "clean" else ())
-    work = cache_bytes(shape, cache, longest, compute)
-    work += max(forward_work(shape, seen, tokens, compute) for seen in passes)
-    return Rollouts(fmean(each), fmean(scored), fmean(clean), graded, work, fmean(skipped))
-
-
-def _running(settings: DmdSettings, long: LongTuning, shape: Shape, tokens: int, compute: int) -> Rollouts:
-    """The passes of one update of running videos: means over a video's stretches, the graph of the largest."""
-    stretches = stretches_seen(long, settings.frames, settings.cache)
-    updates, last = len(stretches), stretches[-1][-1]
-    each = [sum(forward_flops(shape, seen, tokens) for seen in passes) for passes in stretches]
-    clean = fmean(each) - forward_flops(shape, last, tokens) / updates
-    graded = max(stretches, key=lambda passes: graph(shape, passes, tokens, compute, checkpointed=False))
-    work = cache_bytes(shape, settings.cache, long.max_frames, compute)
-    work += max(forward_work(shape, seen, tokens, compute) for passes in stretches for seen in passes)
-    skipped = [sum(skipped_flops(shape, seen) for seen in passes) for passes in stretches]
-    seen = recached(long, settings.cache)
-    anew = settings.switch_share * forward_flops(shape, seen, tokens) / updates if seen else 0.0
-    graded += graded if settings.kv_grad == "clean" else ()
-    return Rollouts(fmean(each), fmean(each), clean, graded, work, fmean(skipped), anew)
-
-
 def _dmd(settings: DmdSettings) -> Workload:
-    """What `DmdStage` does: Reward Forcing, Eqs. 1-2, on rollouts whose exit step is uniform (Self Forcing)."""
+    """What `DmdStage` does: Reward Forcing, Eqs. 1-2, on rollouts whose exit is uniform (Self Forcing)."""
     compute, train = bytes_per_number(settings.train), settings.train
     sources = settings.generator, settings.real_score, settings.fake_score or settings.real_score
     roles = "generator", "real_score", "fake_score"
     generator, real, fake = (_network(source, role, train) for source, role in zip(sources, roles, strict=True))
     g, r, f = (Shape.of(network, settings.latent_size) for network in (generator, real, fake))
     encoder, tokens, encoding = _text(settings.text)
-    rollouts, whole = _rollouts(settings, g, tokens, compute), bidirectional(settings.frames)
-    exit_step = (len(settings.denoising_steps) + 1) / 2
+    rollouts = (chunk_by_chunk if settings.long is None else running_videos)(settings, g, tokens, compute)
+    windows = rolling_windows(settings, g, tokens, compute)
+    whole, exit_step = bidirectional(settings.frames), (len(settings.denoising_steps) + 1) / 2
+    rolls, alone = settings.rolling_share, 1 - settings.rolling_share
     texts, null = 1 + (settings.switch_share if settings.long is None else 0.0), settings.guidance != 1.0
     parts = [
         _part("generator", sources[0], generator, train),
@@ -243,11 +187,14 @@ def _dmd(settings: DmdSettings) -> Workload:
     generator_work = (
         prompt,
         Work("generator, text", text_flops(g, tokens), texts, grad=True, skipped=skipped_text_flops(g, tokens)),
-        Work("rollout, passes before the last", rollouts.each, exit_step - 1),
-        Work("rollout, last passes, not scored", rollouts.each - rollouts.scored),
-        Work("rollout, last passes, scored", rollouts.scored, grad=True, recomputed=True, skipped=rollouts.skipped),
-        Work("rollout, clean passes", rollouts.clean, grad=clean_grad, recomputed=clean_grad),
+        Work("rollout, passes before the last", rollouts.each, alone * (exit_step - 1)),
+        Work("rollout, last passes, not scored", rollouts.each - rollouts.scored, alone),
+        Work("rollout, last passes, scored", rollouts.scored, alone, True, True, rollouts.skipped),
+        Work("rollout, clean passes", rollouts.clean, alone, clean_grad, clean_grad, rollouts.skipped_clean),
         Work("re-cache at a switch", rollouts.recached),
+        Work("rolling windows, not scored", windows.each - windows.scored, rolls),
+        Work("rolling windows, scored", windows.scored, rolls, True, True, windows.skipped),
+        Work("rolling windows, clean passes", windows.clean, rolls, clean_grad, clean_grad, windows.skipped_clean),
         Work("teacher", forward_flops(r, whole, tokens), 1.0 + null),
         Work("teacher, text", text_flops(r, tokens), texts + null),
         Work("critic", critic),
@@ -257,22 +204,33 @@ def _dmd(settings: DmdSettings) -> Workload:
     critic_work = (
         prompt,
         Work("generator, text", text_flops(g, tokens), texts),
-        Work("rollout, all passes", rollouts.each, exit_step),
-        Work("rollout, clean passes", rollouts.clean),
+        Work("rollout, all passes", rollouts.each, alone * exit_step),
+        Work("rollout, clean passes", rollouts.clean, alone),
         Work("re-cache at a switch", rollouts.recached),
+        Work("rolling windows", windows.each, rolls),
+        Work("rolling windows, clean passes", windows.clean, rolls),
         Work("critic", critic, grad=True, recomputed=True, skipped=skipped_flops(f, whole)),
         Work("critic, text", text_flops(f, tokens), texts, grad=True, skipped=skipped_text_flops(f, tokens)),
     )
 
+    taken = [kind for kind, share in ((rollouts, alone), (windows, rolls)) if share]
+
     def generator_moments(checkpointed: bool) -> Moments:
-        scores = (forward_work(shape, whole, tokens, compute) for shape in (r, f))
-        backward = (backward_work(g, seen, tokens, compute, checkpointed) for seen in rollouts.graded)
-        kept = graph(g, rollouts.graded, tokens, compute, checkpointed)
-        return _moments(kept, (rollouts.work, *scores, rating_bytes, *backward))
+        scores = [forward_work(shape, whole, tokens, compute) for shape in (r, f)]
+
+        def moments(graded: tuple[Attended, ...], work: int) -> Moments:
+            backward = (backward_work(g, seen, tokens, compute, checkpointed) for seen in graded)
+            kept = graph(g, graded, tokens, compute, checkpointed)
+            return _moments(kept, (work, *scores, rating_bytes, *backward))
+
+        worst = (moments(graded, kind.work) for kind in taken for graded in kind.graded)
+        return max(worst, key=lambda one: one.peak)
 
     def critic_moments(checkpointed: bool) -> Moments:
         backward = backward_work(f, whole, tokens, compute, checkpointed)
-        return _moments(graph(f, (whole,), tokens, compute, checkpointed), (backward,), before=rollouts.work)
+        return _moments(
+            graph(f, (whole,), tokens, compute, checkpointed), (backward,), before=max(kind.work for kind in taken)
+        )
 
     updates = (
         _update("generator", settings.generator_every, generator_work, generator_moments),
