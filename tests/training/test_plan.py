@@ -439,6 +439,17 @@ def test_running_videos_cost_the_mean_of_their_stretches():
     assert work["text encoder"].forwards == 1
 
 
+def test_the_largest_graph_is_the_first_stretchs_or_with_checkpointing_a_later_ones():
+    """The first adds a chunk more, the later ones see a longer past."""
+    plan = make_plan(load_stage_settings(CONFIGS / "long_tuning.yaml"), Cluster())
+    shape = Shape.of(adapt(meta_transformer(Path("wan-1.3b")), LoraSettings()), (60, 104))
+    passes = rolled_out(CacheSettings(window_frames=12), 39)
+    stretches = passes[:7], passes[7:]
+    plain, checkpointed = ([graph(shape, seen, 512, 2, again) for seen in stretches] for again in (False, True))
+    assert plan.peaks[0].graph["sharded"] == plain[0] > plain[1]
+    assert plan.peaks[0].graph["both"] == checkpointed[1] > checkpointed[0]
+
+
 def test_ode_regression_has_a_plan():
     plan = make_plan(load_stage_settings(CONFIGS / "ode_regression.yaml"), Cluster(gpus=8))
     assert [network.role for network in plan.networks] == ["generator", "text_encoder"]
