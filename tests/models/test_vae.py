@@ -231,6 +231,23 @@ def test_bfloat16_channels_last_shows_the_same_picture():
     assert (frames - exact).square().mean() < 1e-4  # 40 dB
 
 
+def test_frames_are_decoded_by_compiled_kernels_where_they_are_not_computed_in_float32(monkeypatch):
+    ran = []
+
+    def compile_walk(walk, dynamic):
+        return lambda *given: ran.append(dynamic) or walk(*given)
+
+    monkeypatch.setattr(torch, "compile", compile_walk)
+    vae = build("half_rate")
+    plain, compiled = StreamingVAE(vae), StreamingVAE(vae, pass_frames=3, compiled=True)
+    z = random_latents(vae, 6)
+    assert torch.equal(compiled.decode(z)[0], plain.decode(z)[0])
+    assert ran == []
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compiled.decode(z)[0], plain.decode(z)[0])
+    assert ran == [False, False], "two passes of 3 frames, kernels made for their shapes"
+
+
 def test_layout_changes_no_value():
     laid_out = channels_last(copy.deepcopy(MINI))
     latents = random_latents(MINI, 3)

@@ -12,7 +12,7 @@ from toy_rewards import BrightnessRater
 from reward_forcing.logs import JsonLines
 from reward_forcing.rewards.weighting import reward_weights
 from reward_forcing.rollout.sinks import EmaSink
-from reward_forcing.training.dmd import DmdStage
+from reward_forcing.training.dmd import LOOK_BACK, DmdStage
 from reward_forcing.training.prompts import PromptTimeline
 from reward_forcing.training.re_dmd import ReDmdSettings, ReDmdStage, RunningScale
 from reward_forcing.training.rollouts import course_at, draw_course
@@ -221,6 +221,15 @@ def test_a_longer_rollout_is_scored_at_its_end(make: Make) -> None:
     torch.testing.assert_close(rolled.clip[:, :1].detach(), stage.vae.encode(last)[0])
     assert rolled.mask is not None
     assert rolled.mask.tolist() == 2 * [2 * [False] + 8 * [True]]
+
+
+def test_the_frame_that_begins_a_scored_clip_is_seen_from_a_few_frames_before_it(make: Make) -> None:
+    stage = make()
+    x = torch.randn(2, 22, *stage.shape, generator=torch.Generator().manual_seed(1))
+    rolled = stage._scored(x, 0, 2)
+    assert rolled.first == 12
+    last = stage.vae.decode(x[:, 12 - LOOK_BACK : 13])[0][:, -1:]
+    assert torch.equal(rolled.clip[:, :1], stage.vae.encode(last)[0])
 
 
 @pytest.mark.parametrize("kv_grad", ["none", "clean", "stale"])

@@ -6,6 +6,7 @@ number format; the network is diffusers' `AutoencoderKLWan`.
 B batch, T pixel frames, H W pixel size, F latent frames, C latent channels, h w latent size, r temporal factor.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -47,14 +48,16 @@ class StreamingVAE:
     gradients; training uses `encode_parallel` and `decode_parallel`.
 
     pass_frames: latent frames in one walk. A longer chunk takes several, with the same result, so that memory does not
-    grow with the length of a clip.
+    grow with the length of a clip. compiled: whether frames are decoded by fused kernels, made anew for each shape,
+    where they are not computed in float32 (there the library's own kernels are as fast).
     """
 
-    def __init__(self, vae: AutoencoderKLWan, pass_frames: int = 3) -> None:
+    def __init__(self, vae: AutoencoderKLWan, pass_frames: int = 3, compiled: bool = False) -> None:
         if pass_frames < 1:
             raise ValueError(f"pass_frames must be at least 1 latent frame, got {pass_frames}")
         self.vae = vae
         self.pass_frames = pass_frames
+        self._compiled_walk = torch.compile(decode_walk, dynamic=False) if compiled else None
         self.temporal_factor = _temporal_factor(vae)
         self.spatial_factor = _spatial_factor(vae)
 
@@ -95,9 +98,10 @@ class StreamingVAE:
         """
         _check_latents(self.vae, latents, state)
         frames: list[Tensor] = []
+        walk = self._decode_walk()
         for part in self.denormalise(latents.to(self.vae.device)).split(self.pass_frames, dim=1):
             tape = Tape("decoder", state, keeps=True)
-            frames.append(decode_walk(self.vae, part.to(self.vae.dtype), tape).float().clamp(0.0, 1.0))
+            frames.append(walk(self.vae, part.to(self.vae.dtype), tape).float().clamp(0.0, 1.0))
             state = tape.state()
         assert state is not None, latents.shape
         return torch.cat(frames, dim=1), state
@@ -111,6 +115,10 @@ class StreamingVAE:
         """latents * std + mean per channel, in float32: the inverse of `normalise`."""
         mean, std = self._statistics(latents.device)
         return latents.float() * std + mean
+
+    def _decode_walk(self) -> Callable[[AutoencoderKLWan, Tensor, Tape], Tensor]:
+        is_float32 = self.vae.dtype == torch.float32 and not torch.is_autocast_enabled(self.vae.device.type)
+        return decode_walk if self._compiled_walk is None or is_float32 else self._compiled_walk
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         # Read at each call, because training writes new statistics into the config.

@@ -88,12 +88,12 @@ def save_transformer(network: nn.Module, folder: Path, base: Path | None = None)
     network.save_pretrained(folder)
 
 
-def load_vae(folder: Path, device: torch.device | str = "cpu") -> StreamingVAE:
+def load_vae(folder: Path, device: torch.device | str = "cpu", compiled: bool = False) -> StreamingVAE:
     """The VAE of a diffusers folder, in float32, frozen. Raises FileNotFoundError if there is none."""
     check_network(folder, "VAE")
     vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32)
     nn.Module.to(vae, device)
-    return StreamingVAE(vae.eval().requires_grad_(False))
+    return StreamingVAE(vae.eval().requires_grad_(False), compiled=compiled)
 
 
 def vae_geometry(folder: Path, height: int, width: int) -> Geometry:
