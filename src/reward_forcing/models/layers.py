@@ -6,6 +6,7 @@ and gating are computed in float32 around matrix products in the other parameter
 bfloat16, so is everything but the inside of the norms and RoPE.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -91,7 +92,17 @@ class ProjectedGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations [..., hidden] of x [..., E]."""
-        return gelu(self.proj(x), approximate="tanh")
+        y = self.proj(x)
+        return _sigmoid_gelu(y) if torch.compiler.is_compiling() else gelu(y, approximate="tanh")
+
+
+def _sigmoid_gelu(x: Tensor) -> Tensor:
+    """GELU's tanh approximation written as x sigmoid(2 u), for (1 + tanh u) / 2 = sigmoid(2 u).
+
+    Compiled for a CPU it takes half the time of the other form, with its gradient, because exp is cheaper than tanh.
+    """
+    wide = widen(x)
+    return (wide * torch.sigmoid((8 / math.pi) ** 0.5 * (wide + 0.044715 * wide**3))).to(x.dtype)
 
 
 class FeedForward(nn.Module):
