@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_forcing.models.vae import StreamingVAE, channels_last, decode_parallel, encode_parallel, fastest_dtype
+from reward_forcing.models.vae_walk import normed_silu
 
 CONFIGS = {
     "miniature": {
@@ -246,6 +247,20 @@ def test_frames_are_decoded_by_compiled_kernels_where_they_are_not_computed_in_f
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(compiled.decode(z)[0], plain.decode(z)[0])
     assert ran == [False, False], "two passes of 3 frames, kernels made for their shapes"
+
+
+def test_a_norm_and_its_activation_may_be_computed_otherwise():
+    vae = build("wan2.2")
+    frames, seen = random_frames(vae, 2), []
+
+    def activate(x, scale, gamma):
+        seen.append(x.shape)
+        return normed_silu(x, scale, gamma)
+
+    mean, _ = encode_parallel(vae, frames, activate)
+    assert torch.equal(mean, encode_parallel(vae, frames)[0])
+    assert torch.equal(decode_parallel(vae, mean, activate), decode_parallel(vae, mean))
+    assert len(seen) == sum("norm" in name and "attentions" not in name for name, _ in vae.named_parameters())
 
 
 def test_layout_changes_no_value():

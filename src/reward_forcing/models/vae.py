@@ -14,30 +14,31 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
 
-from reward_forcing.models.vae_walk import Tape, VAEState, decode_walk, encode_walk
+from reward_forcing.models.vae_walk import Activation, Tape, VAEState, decode_walk, encode_walk
 
 __all__ = ["StreamingVAE", "VAEState", "channels_last", "decode_parallel", "encode_parallel", "fastest_dtype"]
 
 
-def encode_parallel(vae: AutoencoderKLWan, frames: Tensor) -> tuple[Tensor, Tensor]:
+def encode_parallel(vae: AutoencoderKLWan, frames: Tensor, activate: Activation | None = None) -> tuple[Tensor, Tensor]:
     """Mean and log-variance [B, F, C, h, w] of the posterior, raw (not normalised), in one differentiable pass.
 
     Equals `vae.encode`, which feeds 1, r, r, ... frames through caches. frames: [B, T, 3, H, W] in [0, 1] with
-    T = 1 + r (F - 1). The log-variance is clamped to [-30, 20] as in diffusers.
+    T = 1 + r (F - 1). The log-variance is clamped to [-30, 20] as in diffusers. activate: see `vae_walk.Tape`.
     Raises ValueError if the number or the size of the frames does not divide.
     """
     _check_frames(vae, frames, None)
-    return encode_walk(vae, frames, Tape("encoder", None, keeps=False))
+    return encode_walk(vae, frames, Tape("encoder", None, keeps=False, activate=activate))
 
 
-def decode_parallel(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+def decode_parallel(vae: AutoencoderKLWan, latents: Tensor, activate: Activation | None = None) -> Tensor:
     """Frames [B, T, 3, H, W] of raw (not normalised) latents [B, F, C, h, w], in one differentiable pass.
 
-    Equals `vae.decode` before its clamp: values may leave [0, 1], so that a loss sees by how much.
+    Equals `vae.decode` before its clamp: values may leave [0, 1], so that a loss sees by how much. activate: see
+    `vae_walk.Tape`.
     Raises ValueError if the latents have another number of channels than the VAE.
     """
     _check_latents(vae, latents, None)
-    return decode_walk(vae, latents, Tape("decoder", None, keeps=False))
+    return decode_walk(vae, latents, Tape("decoder", None, keeps=False, activate=activate))
 
 
 class StreamingVAE:

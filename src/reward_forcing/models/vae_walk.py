@@ -8,6 +8,7 @@ B batch, c channels, t frames at the current rate, T pixel frames, H W pixel siz
 h w latent size. A clip of F latent frames has T = 1 + r (F - 1) pixel frames; r is the temporal factor (4 in Wan).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 )
 from torch import Tensor, nn
 
+Activation = Callable[[Tensor, float, Tensor], Tensor]
+"""Activated features of features [B, c, t, height, width], the norm's scale and its gamma [c, 1, 1, 1]."""
+
 
 @dataclass(frozen=True)
 class VAEState:
@@ -41,11 +45,13 @@ class VAEState:
 class Tape:
     """Reads what the layers kept of the last chunk and records what they keep for the next, in running order.
 
-    kind: "encoder" or "decoder". keeps: False where no next chunk follows, so that nothing is copied.
+    kind: "encoder" or "decoder". keeps: False where no next chunk follows, so that nothing is copied. activate: what
+    comes before the convolutions, `normed_silu` or the same compiled.
     """
 
-    def __init__(self, kind: str, state: VAEState | None, keeps: bool) -> None:
+    def __init__(self, kind: str, state: VAEState | None, keeps: bool, activate: Activation | None = None) -> None:
         self.kind = kind
+        self.activate = activate or normed_silu
         self.is_first = state is None
         self._past = iter(state.features if state is not None else ())
         self._keeps = keeps
@@ -123,13 +129,13 @@ def _mid_block(block: WanMidBlock, x: Tensor, tape: Tape) -> Tensor:
 def _residual_block(block: Any, x: Tensor, tape: Tape) -> Tensor:
     skip = block.conv_shortcut
     shortcut = _causal_conv(skip, x, tape) if isinstance(skip, WanCausalConv3d) else x
-    x = _causal_conv(block.conv1, block.nonlinearity(_rms_norm(block.norm1, x)), tape)
-    x = block.dropout(block.nonlinearity(_rms_norm(block.norm2, x)))
+    x = _causal_conv(block.conv1, _activated(block.norm1, x, tape), tape)
+    x = block.dropout(_activated(block.norm2, x, tape))
     return _causal_conv(block.conv2, x, tape) + shortcut
 
 
 def _head(coder: Any, x: Tensor, tape: Tape) -> Tensor:
-    return _causal_conv(coder.conv_out, coder.nonlinearity(_rms_norm(coder.norm_out, x)), tape)
+    return _causal_conv(coder.conv_out, _activated(coder.norm_out, x, tape), tape)
 
 
 def _causal_conv(conv: WanCausalConv3d, x: Tensor, tape: Tape) -> Tensor:
@@ -182,11 +188,18 @@ def _is_onednn_float32(x: Tensor) -> bool:
     return on_cpu and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
 
 
-def _rms_norm(norm: WanRMS_norm, x: Tensor) -> Tensor:
-    """`norm(x)` over channels in the dtype of `x`, its statistic in float32 or better."""
+def _activated(norm: WanRMS_norm, x: Tensor, tape: Tape) -> Tensor:
+    return tape.activate(x, norm.scale, norm.gamma)
+
+
+def normed_silu(x: Tensor, scale: float, gamma: Tensor) -> Tensor:
+    """SiLU of x [B, c, t, ...] over its root mean square in the channels, times gamma, in the dtype of `x`.
+
+    scale: the root of the number of channels. The statistic is in float32 or better.
+    """
     statistic = torch.promote_types(x.dtype, torch.float32)
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=statistic).clamp_min(1e-12)
-    return x * (norm.scale / length).to(x.dtype) * norm.gamma.to(x.dtype)
+    return F.silu(x * (scale / length).to(x.dtype) * gamma.to(x.dtype))
 
 
 def _patch_size(vae: AutoencoderKLWan) -> int:

@@ -13,6 +13,7 @@ from reward_forcing.checkpoints.detect import open_checkpoint
 from reward_forcing.checkpoints.load import open_network, with_lora
 from reward_forcing.geometry import Geometry
 from reward_forcing.models.vae import StreamingVAE
+from reward_forcing.models.vae_walk import Activation, normed_silu
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.training.lora import LoraSettings, adapt, adapter_names, adapters, initial_adapter, save_adapter
 from reward_forcing.training.parallel import Placement, like, matrices, parallelize
@@ -86,6 +87,12 @@ def save_transformer(network: nn.Module, folder: Path, base: Path | None = None)
         merged = with_lora({name: tensor.map(Tensor.float, torch.float32) for name, tensor in stored.items()}, alone)
         network.load_state_dict({name: tensor.read() for name, tensor in merged.items()}, assign=True)
     network.save_pretrained(folder)
+
+
+def compiled_activation() -> Activation:
+    """The VAE's norms and activations as one kernel with its gradient, made anew for each shape."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_COMPILED)
+    return torch.compile(normed_silu, dynamic=False)
 
 
 def load_vae(folder: Path, device: torch.device | str = "cpu", compiled: bool = False) -> StreamingVAE:

@@ -19,11 +19,11 @@ class TrainSettings(Settings):
     precision: "bf16" runs the losses under autocast; master weights stay float32. accumulate: shards of the batch that
     one process works off before an update. shard: see `parallel.Shard`. activation_checkpointing: trained networks
     compute their blocks again in the backward instead of keeping what they need for it; gradients stay the same to the
-    last bit. compile: fuses the operations of transformer blocks, and of a VAE that decodes in bfloat16; the first step
-    on each shape takes half a minute, all others less time. *_every: in steps. save_minutes: also save after so many
-    minutes. save_async: train on while a checkpoint is being written. keep: newest checkpoints that stay; keep_every:
-    those at multiples of it stay for good. threads: per process. nonfinite_limit: so many skipped updates in a row end
-    the run.
+    last bit. compile: fuses the operations of transformer blocks, of a VAE that decodes in bfloat16, and the norms and
+    activations of a trained VAE; the first step on each shape takes longer (half a minute for blocks), all others less
+    time. *_every: in steps. save_minutes: also save after so many minutes. save_async: train on while a checkpoint is
+    being written. keep: newest checkpoints that stay; keep_every: those at multiples of it stay for good. threads: per
+    process. nonfinite_limit: so many skipped updates in a row end the run.
     """
 
     steps: PositiveInt

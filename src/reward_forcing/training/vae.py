@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from reward_forcing.config import Settings
 from reward_forcing.models.vae import decode_parallel, encode_parallel
 from reward_forcing.training.clip_sources import ClipSource, FolderClips, WorldClips
-from reward_forcing.training.networks import load_vae
+from reward_forcing.training.networks import compiled_activation, load_vae
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
@@ -108,6 +108,7 @@ class VaeStage(Stage[VaeStageSettings]):
         torch.manual_seed(seed)
         vae = settings.model.build() if settings.init is None else load_vae(settings.init).vae.train()
         self.vae = vae.requires_grad_(True).to(device)  # pyright: ignore[reportArgumentType] diffusers wraps `to` without its types
+        self.activate = compiled_activation() if self.placement.compiled else None
         for module in self.vae.modules():
             if isinstance(module, nn.Conv3d):
                 # 1.6 times as fast on a CPU in bf16
@@ -131,9 +132,9 @@ class VaeStage(Stage[VaeStageSettings]):
         phase = phase_at(self.settings.phases, step, self.settings.train.steps)
         with self.clock("data"):
             frames = self._clips((draw.sample(index) for index in draw.share(phase.batch)), phase.frames)
-        mean, logvar = encode_parallel(self.vae, frames)
+        mean, logvar = encode_parallel(self.vae, frames, self.activate)
         latents = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=draw.local).to(mean)
-        error = decode_parallel(self.vae, latents).float() - frames
+        error = decode_parallel(self.vae, latents, self.activate).float() - frames
         weight = self._weights(frames)
         l1 = (weight * error.abs()).sum() / weight.sum() / 3
         mse = (weight * error.square()).sum() / weight.sum() / 3
