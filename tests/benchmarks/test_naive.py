@@ -1,0 +1,122 @@
+"""The naive mode and the fast path are each other's oracle: the same chunks, past eviction, for every method."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from reward_forcing.benchmarks.naive import NaiveRollout
+from reward_forcing.benchmarks.naive_network import POSITIONS
+from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.rollout import (
+    Blend,
+    CacheSettings,
+    EmaSink,
+    KVCache,
+    NoSink,
+    Recache,
+    Rollout,
+    SeededNoise,
+    StaticSink,
+    chunkwise,
+)
+from reward_forcing.streaming.methods import METHODS, Method
+
+SHAPE = (4, 4, 6)
+PRESETS: dict[str, Method] = {
+    **METHODS,
+    "self, everything": METHODS["self"].model_copy(update={"window_frames": None}),
+    "self, window of 6": METHODS["self"].model_copy(update={"window_frames": 6}),
+    "reward, fast sink": METHODS["reward"].model_copy(update={"sink": EmaSink(frames=3, alpha=0.5)}),
+    "reward, odd sizes": METHODS["reward"].model_copy(
+        update={"chunk_frames": 2, "window_frames": 8, "sink": EmaSink(frames=3, alpha=0.5)}
+    ),
+    "rolling, as published": METHODS["rolling"].model_copy(update={"clean_pass_sees_sink": False}),
+    "noisy context": METHODS["reward"].model_copy(update={"context_noise": 0.05}),
+}
+
+
+def relative_error(ours: Tensor, reference: Tensor) -> float:
+    return ((ours - reference).norm() / reference.norm()).item()
+
+
+def both(method: Method, network: WanDiT, seeds: Sequence[int] = (3,)) -> tuple[Rollout, NaiveRollout]:
+    text = torch.randn(1, 8, network.config["text_dim"], generator=torch.Generator().manual_seed(1))
+    noise, how = SeededNoise(tuple(seeds)), {"context_noise": method.context_noise, "switch": method.switch}
+    context = network.encode_text(text.to(network.dtype)).expand(len(seeds))
+    cache = KVCache.empty(method.cache)
+    fast = Rollout(Denoiser(network), method.passes(), cache, noise, context, SHAPE, dtype=network.dtype, **how)
+    return fast, NaiveRollout(network, method.passes(), method.cache, noise, text, SHAPE, **how)
+
+
+def chunks_past_eviction(method: Method) -> int:
+    """Enough for two evictions beyond the window, and for the sink to take in twice."""
+    return (method.window_frames or 12) // method.chunk_frames + 3
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@torch.no_grad()
+def test_fast_equals_naive_in_float32(name: str, tiny_dit: Callable[..., WanDiT]) -> None:
+    fast, naive = both(PRESETS[name], tiny_dit(), seeds=(3, 4))
+    for _ in range(chunks_past_eviction(PRESETS[name])):
+        ours, theirs = next(fast), next(naive)
+        assert (ours.index, ours.start) == (theirs.index, theirs.start)
+        assert relative_error(ours.latents, theirs.latents) < 1e-5
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["all bfloat16", "mixed"])
+@pytest.mark.parametrize("name", PRESETS)
+@torch.no_grad()
+def test_fast_equals_naive_in_bfloat16(name: str, mixed: bool, tiny_dit: Callable[..., WanDiT]) -> None:
+    network = tiny_dit()
+    network = network.to_mixed(torch.bfloat16) if mixed else torch.nn.Module.to(network, torch.bfloat16)
+    fast, naive = both(PRESETS[name], network)
+    for _ in range(chunks_past_eviction(PRESETS[name])):
+        assert relative_error(next(fast).latents, next(naive).latents) < 1e-2
+
+
+@torch.no_grad()
+def test_the_naive_cache_is_another_one_and_its_sink_has_moved(tiny_dit: Callable[..., WanDiT]) -> None:
+    """The comparison is none of a thing with itself: a wrong alpha on one side is seen."""
+    method = PRESETS["reward, fast sink"]
+    fast, _ = both(method, tiny_dit())
+    _, wrong = both(method.model_copy(update={"sink": EmaSink(frames=3, alpha=0.6)}), tiny_dit())
+    errors = [relative_error(next(fast).latents, next(wrong).latents) for _ in range(5)]
+    assert max(errors[:3]) < 1e-5
+    assert min(errors[3:]) > 1e-4
+
+
+@torch.no_grad()
+def test_given_latents_and_snapshots_go_on_as_the_fast_path_does(tiny_dit: Callable[..., WanDiT]) -> None:
+    method = METHODS["reward"]
+    fast, naive = both(method, tiny_dit())
+    given = torch.randn(1, 9, *SHAPE, generator=torch.Generator().manual_seed(5))
+    fast.prime(given)
+    naive.prime(given)
+    branch = naive.snapshot(method.passes())
+    first = next(branch)
+    assert relative_error(next(naive).latents, first.latents) == 0.0
+    for reference in (first, next(branch)):
+        assert relative_error(next(fast).latents, reference.latents) < 1e-5
+
+
+@torch.no_grad()
+def test_absolute_positions_end_where_the_published_table_ends(tiny_dit: Callable[..., WanDiT]) -> None:
+    method = Method(denoising_steps=(1000,), chunk_frames=3, window_frames=6, sink=NoSink(), positions="absolute")
+    _, naive = both(method, tiny_dit())
+    naive.start = POSITIONS - 1
+    with pytest.raises(ValueError, match="1024 positions"):
+        next(naive)
+
+
+def test_what_the_naive_mode_does_not_repeat_is_refused(tiny_dit: Callable[..., WanDiT]) -> None:
+    network, noise, text = tiny_dit(), SeededNoise((0,)), torch.zeros(1, 8, 12)
+    for settings, switch in (
+        (CacheSettings(sink=StaticSink()), Blend()),
+        (CacheSettings(sink=EmaSink()), Recache()),
+        (CacheSettings(sink=StaticSink()), Recache(order="causal")),
+    ):
+        with pytest.raises(ValueError, match="switch policies keep and"):
+            NaiveRollout(network, chunkwise((1.0,)), settings, noise, text, SHAPE, switch=switch)
