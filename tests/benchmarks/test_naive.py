@@ -43,6 +43,7 @@ def relative_error(ours: Tensor, reference: Tensor) -> float:
 
 
 def both(method: Method, network: WanDiT, seeds: Sequence[int] = (3,)) -> tuple[Rollout, NaiveRollout]:
+    network.requires_grad_(False)
     text = torch.randn(1, 8, network.config["text_dim"], generator=torch.Generator().manual_seed(1))
     noise, how = SeededNoise(tuple(seeds)), {"context_noise": method.context_noise, "switch": method.switch}
     context = network.encode_text(text.to(network.dtype)).expand(len(seeds))
