@@ -64,6 +64,8 @@ class NaiveRollout:
     def __next__(self) -> Chunk:
         with torch.no_grad():
             for step in self._schedule:
+                if step.chunks[0] < self.index - self.primed:
+                    continue  # before the snapshot
                 clean = self._pass(step)
                 if step.finishes:
                     return self._finish(clean[:, : self.shape[0]].clone(), passes=self._draws.pop(self.index))

@@ -31,7 +31,7 @@ class Operations(TorchDispatchMode):
     """Counts the operators of a with-block, and says where those are that a steady-state pass must not have.
 
     counts: operator -> calls. syncs, doubles, complexes: place, as `file.py:function` of this package -> calls that
-    wait for the device, that read or write float64, that read or write complex numbers. allocated: bytes of new tensors.
+    wait for the device, that read or write float64, that read or write complex numbers. allocated: bytes of tensors.
     """
 
     def __init__(self) -> None:
