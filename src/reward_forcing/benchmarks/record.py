@@ -102,6 +102,21 @@ class SideBySide(Settings):
     notes: str = ""
 
 
+class NaiveClip(Settings):
+    """A whole clip the naive way, end to end: all passes, then all frames decoded, then all encoded.
+
+    stages: stage -> wall seconds. first_frame: seconds from the prompt to the first frame, which is after the last
+    chunk's passes and the decoding of them all.
+    """
+
+    kind: Literal["naive clip"] = "naive clip"
+    chunks: int
+    stages: dict[str, float]
+    first_frame: float
+    clip: Speed
+    peak_memory_mib: float
+
+
 class Streamed(Settings):
     """A stream, chunk by chunk: seconds by stage, the time to the first frames, and speeds.
 
@@ -155,7 +170,10 @@ class Table(Settings):
     notes: str = ""
 
 
-Result = Annotated[SideBySide | Streamed | Sweep | Table, Field(discriminator="kind")]
+AnyResult = SideBySide | Streamed | NaiveClip | Sweep | Table
+"""One sub-result of a command."""
+
+Result = Annotated[AnyResult, Field(discriminator="kind")]
 
 
 class BenchResults(Settings):
@@ -189,7 +207,7 @@ class Recorder:
         self.record = BenchResults(command=command, created=created, seed=seed, **about)
         self._write()
 
-    def add(self, result: SideBySide | Streamed | Sweep | Table) -> None:
+    def add(self, result: AnyResult) -> None:
         """Append a result and write the file; a sweep replaces the shorter one over the same setting."""
         kept = [one for one in self.record.results if not _continues(result, one)]
         self._update(results=(*kept, result))

@@ -6,17 +6,19 @@ after the other here, so that each has a time of its own; `rforce generate` enco
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
 from reward_forcing.benchmarks.clock import Ceiling, Spent, measure, peak_memory_mib
+from reward_forcing.benchmarks.naive import decode_at_end
 from reward_forcing.benchmarks.pairs import series
-from reward_forcing.benchmarks.record import Conditions, Speed, Streamed
+from reward_forcing.benchmarks.record import Conditions, NaiveClip, Speed, Streamed
 from reward_forcing.benchmarks.subjects import PROMPT, Subject
 from reward_forcing.benchmarks.work import held_bytes
+from reward_forcing.streaming.pipeline import StreamingVideoPipeline
 from reward_forcing.streaming.stream import STAGES
 from reward_forcing.streaming.video_io import open_writer
 
@@ -73,10 +75,42 @@ def stream_video(subject: Subject, chunks: int, tell: Tell | None = None) -> Str
             _say(tell, number, taken)
         writer.close()
     held = held_bytes(stream.rollout.state) + held_bytes(stream.vae_state)
-    changes = {"scope": "end to end", "size": (geometry.height, geometry.width)}
-    changes["decoder"] = f"Wan VAE {pipeline.vae.vae.dtype}".replace("torch.", "")
-    conditions = Conditions.model_validate(subject.conditions().model_dump() | changes)
-    return _result(subject, stages, taken, first, conditions, counts, held)
+    return _result(subject, stages, taken, first, _end_to_end(subject, pipeline), counts, held)
+
+
+def naive_clip(subject: Subject, chunks: int) -> NaiveClip:
+    """Everything of a model folder the naive way, a clip of as many chunks as `stream_video` makes with this argument.
+
+    Raises ValueError for a subject that is only a transformer.
+    """
+    pipeline, total = subject.pipeline, subject.chunks_to_fill + chunks
+    if pipeline is None:
+        raise ValueError(f"'{subject.name}' is a transformer only; end to end needs a model folder, such as mini")
+    geometry = pipeline.geometry
+    embeddings, text = measure(lambda: pipeline.text_encoder([PROMPT]), subject.device)
+    rollout = replace(subject, text=embeddings).naive()
+    latents, passes = measure(lambda: [next(rollout).latents for _ in range(total)], subject.device)
+    frames, decoded = measure(lambda: decode_at_end(pipeline.vae.vae, torch.cat(latents, dim=1)), subject.device)
+    with tempfile.TemporaryDirectory() as folder:
+        path, size = Path(folder) / "video.mp4", (geometry.height, geometry.width)
+        with open_writer(path, geometry.fps, size) as writer:
+            _, encoded = measure(lambda: writer.write(frames[0].cpu()))
+    spent = {"text": text, "dit and commit": passes, "decode": decoded, "encode": encoded}
+    conditions = _end_to_end(subject, pipeline).model_copy(update={"average": "clip"})
+    return NaiveClip(
+        chunks=total,
+        stages={stage: one.wall for stage, one in spent.items()},
+        first_frame=text.wall + passes.wall + decoded.wall,
+        clip=_speed(frames.shape[1] * len(subject.seeds), list(spent.values()), conditions, subject),
+        peak_memory_mib=peak_memory_mib(subject.device),
+    )
+
+
+def _end_to_end(subject: Subject, pipeline: StreamingVideoPipeline) -> Conditions:
+    """What a speed of the whole pipeline counts."""
+    decoder = f"Wan VAE {pipeline.vae.vae.dtype}".replace("torch.", "")
+    size = (pipeline.geometry.height, pipeline.geometry.width)
+    return subject.conditions().model_copy(update={"scope": "end to end", "size": size, "decoder": decoder})
 
 
 def _say(tell: Tell | None, number: int, taken: list[Spent]) -> None:
@@ -120,6 +154,6 @@ def _result(
 
 
 def _speed(frames: int, taken: list[Spent], conditions: Conditions, subject: Subject) -> Speed:
-    on_gpu: Any = subject.device.type == "cuda"
+    on_gpu = subject.device.type == "cuda"
     wall, cpu = sum(one.wall for one in taken), sum(one.cpu for one in taken)
     return Speed(wall=frames / wall, cpu=None if on_gpu else frames / cpu, conditions=conditions)

@@ -1,5 +1,6 @@
 """`rforce bench`: how fast a model streams here, beside the naive mode and diffusers' network, in one JSON record."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def bench(
         return
     from reward_forcing.benchmarks.pairs import side_by_side
     from reward_forcing.benchmarks.record import bench_schema
-    from reward_forcing.benchmarks.streamed import stream_latents, stream_video
+    from reward_forcing.benchmarks.streamed import naive_clip, stream_latents, stream_video
 
     if schema:
         print(bench_schema(), end="")
@@ -72,6 +73,11 @@ def bench(
             stream = measured(subject, chunks, tell)
             recorder.add(stream)
             _print(describe_stream(stream), as_json)
+        if subject.pipeline and "naive" in opponents:
+            clip = naive_clip(subject, chunks)
+            recorder.add(clip)
+            stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in clip.stages.items())
+            _print(f"naive: {clip.clip}\n  first frame after {clip.first_frame:.3g} s; {stages}", as_json)
     _finish(recorder, as_json)
 
 
@@ -169,7 +175,9 @@ def _open(
 
     transformers.utils.logging.disable_progress_bar()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got '{device}'")
+    if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch finds no GPU here; use --device cpu")
     check_subject(model, precision, method, changes or ())
     recorder = Recorder(out, f"rforce {shlex.join(sys.argv[1:])}", seed)
