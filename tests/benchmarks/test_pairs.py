@@ -13,6 +13,7 @@ from reward_forcing.benchmarks.record import Sweep
 from reward_forcing.benchmarks.streamed import naive_clip, stream_latents, stream_video
 from reward_forcing.benchmarks.subjects import CONFIGS, Subject, check_subject, open_subject
 from reward_forcing.benchmarks.sweep import DEFAULTS, LABELS, check_values, draw, sweep
+from reward_forcing.benchmarks.where import OperatorTimes, where
 from reward_forcing.cli.bench import describe_pairs, describe_stream
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.streaming.methods import METHODS
@@ -110,6 +111,17 @@ def test_a_video_is_timed_from_prompt_to_file_and_so_is_the_naive_clip(tiny_mode
     assert clip.chunks == len(found.chunks.wall) == 5
     assert clip.first_frame > clip.stages["dit and commit"]
     assert clip.clip.conditions == found.clip.conditions
+
+
+def test_where_the_time_goes_adds_up_to_the_chunk(subject: Subject) -> None:
+    with OperatorTimes() as times:
+        subject.network.encode_text(subject.text)
+    assert ("wan_dit.py:encode_text", "stack") in times.seconds
+    for naive, file in ((False, "layers.py"), (True, "naive_network.py")):
+        values = where(replace(subject, latent_size=(32, 32)), naive).values
+        assert any(name.startswith("addmm in ") and file in name for name in values)
+        assert "the rest" in values
+        assert all(seconds is not None and seconds >= 0 for seconds in values.values())
 
 
 def test_a_transformer_alone_makes_no_video(subject: Subject) -> None:

@@ -49,22 +49,22 @@ class Operations(TorchDispatchMode):
         written = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         name = func.overloadpacket.__name__
         self.counts[name] += 1
-        place = _place()
+        at = place()
         if name in HOST_SYNCS:
-            self.syncs[place] += 1
+            self.syncs[at] += 1
         dtypes = {tensor.dtype for tensor in (*read, *written)}
         if torch.float64 in dtypes:
-            self.doubles[place] += 1
+            self.doubles[at] += 1
         if any(dtype.is_complex for dtype in dtypes):
-            self.complexes[place] += 1
+            self.complexes[at] += 1
         known = {tensor.untyped_storage()._cdata for tensor in read}
         new = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in written}
         self.allocated += sum(size for storage, size in new.items() if storage not in known)
         return out
 
 
-def _place() -> str:
-    """The innermost function of this package that is on the stack, as `file.py:function`."""
+def place() -> str:
+    """The innermost function of this package, but for its measurements, that is on the stack: `file.py:function`."""
     frame = sys._getframe(2)
     while frame is not None:
         path = Path(frame.f_code.co_filename)

@@ -40,6 +40,7 @@ def bench(
     against: Annotated[str, typer.Option(help="naive, diffusers, both with a comma, or none.")] = "naive",
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of chunks per opponent.")] = 5,
     chunks: Annotated[int, typer.Option(min=0, help="Chunks streamed once the window is full; 0: no stream.")] = 10,
+    where: Annotated[bool, typer.Option("--where", help="Also tell operator by operator where the time goes.")] = False,
     seed: Seed = 0,
     batch: Batch = 1,
     device: Device = None,
@@ -53,6 +54,7 @@ def bench(
     from reward_forcing.benchmarks.pairs import side_by_side
     from reward_forcing.benchmarks.record import bench_schema
     from reward_forcing.benchmarks.streamed import naive_clip, stream_latents, stream_video
+    from reward_forcing.benchmarks.where import where as where_time_goes
 
     if schema:
         print(bench_schema(), end="")
@@ -68,6 +70,11 @@ def bench(
             continue
         recorder.add(found)
         _print(describe_pairs(found), as_json)
+    for naive in (False, *([True] if "naive" in opponents else [])) if where else ():
+        table = where_time_goes(subject, naive)
+        recorder.add(table)
+        rows = [f"  {seconds:9.4f} {table.unit}  {name}" for name, seconds in table.values.items()]
+        _print("\n".join([f"{table.name} ({table.notes})", *rows]), as_json)
     if chunks:
         for measured in (stream_latents, stream_video) if subject.pipeline else (stream_latents,):
             stream = measured(subject, chunks, tell)
