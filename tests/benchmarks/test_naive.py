@@ -1,14 +1,16 @@
 """The naive mode and the fast path are each other's oracle: the same chunks, past eviction, for every method."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from reward_forcing.benchmarks.naive import NaiveRollout
+from reward_forcing.benchmarks.naive import NaiveRollout, decode_at_end
 from reward_forcing.benchmarks.naive_network import POSITIONS
 from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import (
     Blend,
@@ -110,6 +112,16 @@ def test_absolute_positions_end_where_the_published_table_ends(tiny_dit: Callabl
     naive.start = POSITIONS - 1
     with pytest.raises(ValueError, match="1024 positions"):
         next(naive)
+
+
+def test_frames_decoded_at_the_end_are_those_decoded_chunk_by_chunk(tiny_model_folder: Path) -> None:
+    vae = StreamingVAE.from_pretrained(tiny_model_folder / "vae", torch.float32)
+    latents = torch.randn(1, 6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    frames, state = vae.decode(latents[:, :2])
+    later, _ = vae.decode(latents[:, 2:], state)
+    at_end = decode_at_end(vae.vae, latents)
+    assert at_end.shape == (1, 21, 3, 32, 32)
+    torch.testing.assert_close(at_end, torch.cat([frames, later], dim=1), atol=1e-5, rtol=0)
 
 
 def test_what_the_naive_mode_does_not_repeat_is_refused(tiny_dit: Callable[..., WanDiT]) -> None:
