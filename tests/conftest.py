@@ -80,3 +80,10 @@ def tiny_model_folder(tiny_dit: Callable[..., WanDiT], tmp_path_factory: pytest.
     }
     parts = (folder / "text_encoder", folder / "tokenizer")
     return write_model_folder(folder, tiny_dit(text_dim=32), vae, *parts, streaming, "# Tiny", dtype=None)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, in which a command runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

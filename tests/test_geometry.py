@@ -39,6 +39,13 @@ def test_frame_counts_convert_there_and_back(geometry, latent_frames):
     assert geometry.latent_frames_of(geometry.frames_of(latent_frames)) == latent_frames
 
 
+@given(geometry=geometries, frames=st.integers(1, 2000))
+def test_latent_frames_within_a_number_of_frames_are_the_most_that_fit(geometry, frames):
+    latent_frames = geometry.latent_frames_within(frames)
+    assert geometry.frames_of(latent_frames) <= frames < geometry.frames_of(latent_frames + 1)
+    assert geometry.latent_frames_within(0) == 0
+
+
 @given(geometry=geometries, chunks=st.integers(1, 40))
 def test_chunks_add_up_to_the_video(geometry, chunks):
     total = sum(geometry.chunk_frames_of(index) for index in range(chunks))

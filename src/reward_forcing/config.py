@@ -47,20 +47,28 @@ class Variant(Settings):
 V = TypeVar("V", bound=Variant)
 
 
+def named(what: str, name: str, known: Mapping[str, object]) -> object:
+    """What a `what` is called in settings: one of the known, or whatever stands at `package.module:name`.
+
+    Raises ValueError for an unknown name and where nothing can be imported.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        if name not in known:
+            raise ValueError(unknown(what, name, known))
+        return known[name]
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"cannot import the {what} '{name}': {error}") from None
+
+
 def variant_class(what: str, kind: str, base: type[V], known: Mapping[str, type[V]]) -> type[V]:
     """The class of a `what` by its name in settings, imported where that is `package.module:Class`.
 
     Raises ValueError for an unknown name, and for a place that holds no subclass of `base`.
     """
-    module, colon, name = kind.partition(":")
-    if not colon:
-        if kind not in known:
-            raise ValueError(unknown(what, kind, known))
-        return known[kind]
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot import the {what} '{kind}': {error}") from None
+    found = named(what, kind, known)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"'{kind}' is not a {what}; derive it from {base.__module__}.{base.__qualname__}")
     return found

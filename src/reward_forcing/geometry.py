@@ -83,6 +83,10 @@ class Geometry:
             )
         return extra + 1
 
+    def latent_frames_within(self, frames: int) -> int:
+        """The most latent frames that hold no more than `frames` pixel frames, 0 for none."""
+        return 1 + (frames - 1) // self.temporal_factor if frames > 0 else 0
+
     def chunk_frames_of(self, index: int) -> int:
         """Pixel frames that chunk `index` adds to the video: the first is shorter (9, then 12 for chunks of 3)."""
         if index < 0:

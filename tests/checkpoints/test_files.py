@@ -9,22 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints.damages import Payload
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from reward_forcing.checkpoints import inspect, load_transformer
 from reward_forcing.checkpoints.files import LazyTensor, find_weights, read_content, read_weights, save_safetensors
 from reward_forcing.checkpoints.wan_vae import load_wan_vae
-
-
-class Payload:
-    """An object that would write a file when unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return (open, (str(self.trace), "w"))
 
 
 def broken(tmp_path: Path, kind: str) -> Path:

@@ -14,18 +14,9 @@ from safetensors.torch import save_file
 
 from reward_forcing.checkpoints import inspect, load_transformer
 from reward_forcing.checkpoints.convert import convert
-from reward_forcing.checkpoints.files import LazyTensor
 from reward_forcing.models.wan_dit import WanDiT
 
-
-@pytest.fixture(autouse=True)
-def no_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make reading any tensor of a file a failure."""
-
-    def fail(self: LazyTensor) -> Callable[[], torch.Tensor]:
-        pytest.fail("a weight was read before the checkpoint was refused")
-
-    monkeypatch.setattr(LazyTensor, "read", property(fail, lambda *_: None), raising=False)
+pytestmark = pytest.mark.usefixtures("no_weight_is_read")
 
 
 def sd(path: Path) -> Path:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import rforce
 from evaluation.tiny_pipelines import write_pipeline
 
-from reward_forcing.cli.main import main
 from reward_forcing.cli.sources import form_of, parse_named
 from reward_forcing.evaluation.diffusers_source import PipelineSource, open_pipeline
 from reward_forcing.evaluation.side_by_side import comparison
@@ -22,17 +22,7 @@ PROMPT = "a red ball bounces"
 FAST = ("num_inference_steps=2", "height=32", "width=32", "max_sequence_length=16")
 
 
-def rforce(*arguments: object) -> int:
-    """The exit code of the command, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
 from evaluation.tiny_pipelines import write_pipeline
 
-from reward_forcing.cli.main import main
 from reward_forcing.evaluation import set_scores
 from reward_forcing.evaluation.drift import video_drift
 from reward_forcing.evaluation.metrics import METRICS, Rhythm
@@ -20,10 +20,8 @@ PROMPTS = ("a red ball", "a blue ball", "a green square")
 
 
 def rforce(*arguments: object) -> int:
-    """The exit code of `rforce eval *arguments`, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main(["eval", *map(str, arguments)])
-    return int(stop.value.code or 0)
+    """The exit code of `rforce eval *arguments`."""
+    return commands.rforce("eval", *arguments)
 
 
 @pytest.fixture(autouse=True)

@@ -4,24 +4,24 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from reward_forcing.cli.main import main
 from reward_forcing.data.scenes import render
 from reward_forcing.evaluation import world_distance
 from reward_forcing.evaluation.world_clips import DecodedClips, RenderedClips, ends_of
 from reward_forcing.evaluation.world_distance import KERNEL, rendered_features
 from reward_forcing.evaluation.world_suite import held_out_prompts, judge
 from reward_forcing.models.vae import StreamingVAE
+from reward_forcing.training.networks import load_transformer, save_transformer
 
 
 def rforce(*arguments: object) -> int:
-    """The exit code of `rforce eval world *arguments`, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main(["eval", "world", *map(str, arguments)])
-    return int(stop.value.code or 0)
+    """The exit code of `rforce eval world *arguments`."""
+    return commands.rforce("eval", "world", *arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,27 @@ def test_rendered_clips_are_right_and_as_far_as_a_perfect_model(
     assert ["motion", "100.0", "%", "[57,", "100]", "of", "5"] in lines
     assert any(line[:1] == ["bounce"] for line in lines)
     assert any(line[:1] == [f"rendered_{KERNEL}"] for line in lines)
+
+
+def test_another_checkpoint_of_a_student_is_judged_in_its_place(
+    tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights that make the clips are the ones named, and the recipe holds their hash."""
+    small = ("--model", tiny_model_folder, "--prompts", 2, "--seconds", 1, "--sheet", 0)
+    other = tmp_path / "other"
+    network = load_transformer(tiny_model_folder / "transformer", torch.device("cpu"))
+    with torch.no_grad():
+        network.proj_out.weight.neg_()
+    save_transformer(network, other)
+    for name, more in (("own", ()), ("other", ("--weights", other))):
+        assert rforce(*small, *more, "--out", tmp_path / f"judged_{name}") == 0
+    own, judged = (results(tmp_path / f"judged_{name}") for name in ("own", "other"))
+    assert own["recipe"]["weights"]["transformer"] != judged["recipe"]["weights"]["transformer"]
+    assert own["recipe"]["weights"]["vae"] == judged["recipe"]["weights"]["vae"]
+    assert own["clips"][0]["parts"] != judged["clips"][0]["parts"]
+    capsys.readouterr()
+    assert rforce(*small, "--weights", other, "--rendered", "--out", tmp_path / "none") == 2
+    assert "--weights would change nothing when judging the rendered" in capsys.readouterr().err
 
 
 def test_a_student_is_judged_alike_in_shares_and_by_the_same_command_again(

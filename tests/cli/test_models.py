@@ -8,19 +8,12 @@ import pytest
 import torch
 from checkpoints.layouts import LAYOUTS, assert_same, lora_of, original, prefixed, random_network
 from checkpoints.repositories import random_model, write_original
+from commands import rforce
 from safetensors.torch import save_file
 
 from reward_forcing.checkpoints import inspect, load_transformer
-from reward_forcing.cli.main import main
 from reward_forcing.cli.models import describe
 from reward_forcing.streaming.video_io import read_video
-
-
-def rforce(*arguments: object) -> int:
-    """The exit code of the command, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main(list(map(str, arguments)))
-    return int(stop.value.code or 0)
 
 
 def run(*arguments: object) -> int:

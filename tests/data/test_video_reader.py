@@ -15,6 +15,7 @@ from reward_forcing.data.video_reader import frames_in, look_at, read_clip
 def test_frames_are_those_nearest_in_time_from_any_container(tmp_path: Path, suffix: str) -> None:
     path = write_levels(tmp_path / f"a{suffix}")  # 24 frames at 8 fps
     assert look_at(path).seconds == pytest.approx(3, abs=0.15)
+    assert look_at(path).last == pytest.approx(23 / 8, abs=0.01)
     assert numbers_of(read_clip(path, 0, 5, 8, (32, 32))) == [0, 1, 2, 3, 4]
     assert numbers_of(read_clip(path, 1.5, 4, 8, (32, 32))) == [12, 13, 14, 15], "seeks between key frames"
     assert numbers_of(read_clip(path, 0, 6, 4, (32, 32))) == [0, 2, 4, 6, 8, 10]

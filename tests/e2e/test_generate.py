@@ -12,26 +12,17 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import rforce
 
 from reward_forcing.cli.generate import parse_size
-from reward_forcing.cli.main import main
 from reward_forcing.streaming import pipeline as pipeline_module
+from reward_forcing.streaming.methods import METHODS
 from reward_forcing.streaming.video_io import read_metadata, read_video
 
 PROMPT = "a red ball bounces"
 
 
-def rforce(*arguments: str | Path) -> int:
-    """The exit code of the command, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 @pytest.fixture
@@ -109,7 +100,13 @@ def test_the_readmes_own_sink_policy_runs(tiny: tuple[str, ...], workplace: Path
 
 @pytest.mark.parametrize(
     "changes",
-    [("--switch", "recache"), ("--switch", "blend", "--set", "switch.chunks=2"), ("--set", "switch={kind: reset}")],
+    [
+        ("--switch", "recache"),
+        ("--switch", "blend", "--set", "switch.chunks=2"),
+        ("--set", "switch={kind: reset}"),
+        ("--switch", "flush"),
+        ("--switch", "cut", "--set", "switch.frames=4"),
+    ],
     ids=" ".join,
 )
 def test_a_switch_policy_can_be_asked_for(tiny: tuple[str, ...], changes: tuple[str, ...]) -> None:
@@ -241,6 +238,9 @@ def test_a_killed_video_plays(tiny: tuple[str, ...], workplace: Path) -> None:
         ("longlive-infinity", ["static of 3 latent frames", "12 latent frames", "relative"]),
         ("rolling", ["5 chunks denoised together", "static of 3 latent frames", "21 latent frames, sink and chunks"]),
         ("causvid", ["21 latent frames, each repeating the last 3", "none", "521.7", "chunk included"]),
+        ("rolling-sink", ["rolling of 15 latent frames", "21 latent frames", "relative"]),
+        ("deep-forcing", ["static of 10 latent frames", "21 latent frames", "relative"]),
+        ("infinity-rope", ["static of 1 latent frames", "relative", "flush, frames 1"]),
     ],
 )
 def test_a_schedule_is_drawn_with_what_attention_sees(
@@ -265,7 +265,7 @@ def test_a_schedule_draws_its_chunks_from_first_to_last_pass(
     assert capsys.readouterr().out.splitlines()[2].split() == row
 
 
-@pytest.mark.parametrize("method", ["rolling", "causvid"])
+@pytest.mark.parametrize("method", ["rolling", "causvid", "rolling-sink", "deep-forcing", "infinity-rope"])
 def test_a_method_that_the_weights_do_not_know_streams_with_a_note(
     tiny: tuple[str, ...], method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,9 +277,28 @@ def test_a_method_that_the_weights_do_not_know_streams_with_a_note(
     assert captured.err.splitlines() == [note]
 
 
-def test_an_unknown_schedule_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
-    assert rforce("schedule", "rewards") == 2
-    assert "did you mean 'reward'?" in capsys.readouterr().err
+def test_every_method_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rforce("schedule", "--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(METHODS)
+    assert lines[0].endswith(
+        "4 steps; window 9; sink ema of 3 latent frames, alpha 0.999; positions relative; switch keep"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["rewards"], "did you mean 'reward'?"),
+        (["reward", "--set", "schedule=roling"], "schedule: unknown schedule 'roling'; did you mean 'rolling'?"),
+        (["reward", "--set", "schedule=os:getcwd"], "schedule: 'os:getcwd' is not a schedule; write it as"),
+        (["reward", "--set", "window_frames=4"], "window_frames=4 cannot hold 3 sink frames and a chunk of 3"),
+    ],
+)
+def test_an_unknown_schedule_is_bad_input(asked: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rforce("schedule", *asked) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_a_size_is_written_width_first() -> None:

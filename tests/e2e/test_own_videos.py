@@ -5,36 +5,24 @@ The commands and the order of docs/training.md, "Your own videos, your own rewar
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from commands import rforce
 from data.videos import write_levels
 
-from reward_forcing.cli.main import main
 from reward_forcing.streaming.video_io import read_video
 from reward_forcing.training.latents import JoinedLatents, open_latents
 from reward_forcing.training.ode_pairs import read_prompts
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs/train/own"
-Rforce = Callable[..., int]
 SIZES = ("--size", "32x32", "--frames", "21", "--shard-size", "2", "--device", "cpu")
 FEW_STEPS = ("train.steps=2", "train.sample_every=2", "train.log_every=1", "train.precision=fp32")
 
 
-@pytest.fixture
-def rforce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rforce:
-    """The exit code of a command, run in this process in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> int:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        return int(stop.value.code or 0)
-
-    return run
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 @pytest.fixture
@@ -56,7 +44,7 @@ def logged(run: Path, key: str) -> list[float]:
 
 
 def test_a_folder_of_videos_and_a_reward_become_a_student_that_streams(
-    rforce: Rforce, videos: Path, tiny_model_folder: Path, tmp_path: Path
+    videos: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     text, latents = tiny_model_folder, tmp_path / "runs/own/latents"
 
@@ -96,7 +84,7 @@ def test_a_folder_of_videos_and_a_reward_become_a_student_that_streams(
 
 
 def test_wans_teacher_is_tuned_to_a_folder_by_its_configuration(
-    rforce: Rforce, videos: Path, tiny_model_folder: Path, tmp_path: Path
+    videos: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     parts = ("--vae", tiny_model_folder / "vae", "--text", tiny_model_folder)
     for part in ("train", "validation"):
@@ -111,7 +99,7 @@ def test_wans_teacher_is_tuned_to_a_folder_by_its_configuration(
 
 
 def test_a_store_holds_every_clip_with_its_captions_and_its_place(
-    rforce: Rforce, videos: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    videos: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = ("--vae", tiny_model_folder / "vae", "--text", tiny_model_folder)
     arguments = ("data", "encode", videos / "train", *parts, *SIZES, "--stride", "3")
@@ -148,7 +136,7 @@ def test_a_store_holds_every_clip_with_its_captions_and_its_place(
 
 
 def test_what_cannot_be_used_is_skipped_listed_and_told_by_the_exit_code(
-    rforce: Rforce, videos: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    videos: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = videos / "train"
     (folder / "broken.mp4").write_bytes(b"nothing")
@@ -194,7 +182,6 @@ def _with_damaged_end(video: bytes) -> bytes:
     ],
 )
 def test_a_mistake_is_one_line_before_any_weights_load(
-    rforce: Rforce,
     videos: Path,
     tiny_model_folder: Path,
     changes: dict[str, str],
@@ -216,7 +203,6 @@ def test_a_mistake_is_one_line_before_any_weights_load(
 
 
 def test_words_that_the_text_encoder_does_not_know_are_an_error_unless_allowed(
-    rforce: Rforce,
     videos: Path,
     tiny_model_folder: Path,
     capsys: pytest.CaptureFixture[str],

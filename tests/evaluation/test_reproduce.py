@@ -149,7 +149,7 @@ def test_students_are_streamed_as_they_were_trained_and_can_be_made_by_hand(whol
     streaming = json.loads((folder / "evaluation/results.json").read_text())["provenance"]["streaming"]
     assert streaming["sink"] == {"kind": "ema", "frames": 2, "alpha": 0.99}
     assert streaming["denoising_steps"] == [1000, 500]
-    assert by_hand.settings.model_dump(mode="json", exclude={"hint"}) == streaming
+    assert by_hand.settings.recorded() == streaming
 
 
 def test_an_ablation_stopped_anywhere_goes_on_to_the_same_results(

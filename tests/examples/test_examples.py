@@ -5,8 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from laws.policies import Way, begin_alike, finish_once_and_in_order, hold_no_more, ignore_the_batch
 
 from reward_forcing.cli.main import main
+from reward_forcing.config import variant_class
+from reward_forcing.rollout import SINKS, SWITCHES, CacheSettings, Sink, SwitchPolicy
 from reward_forcing.streaming.pipeline import StreamingVideoPipeline
 from reward_forcing.streaming.video_io import read_video
 
@@ -44,3 +48,40 @@ def test_a_soft_cut_leaves_what_the_sink_holds(tiny_model_folder: Path, monkeypa
         cache = stream.rollout.state.cache  # what the chunk was generated with
         seen.append((cache.sink_frames, cache.frames - cache.sink_frames))
     assert seen == [(0, 0), (2, 0), (2, 2), (2, 0), (2, 2)]
+
+
+def test_an_anchored_sink_keeps_its_first_frame_and_holds_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    policy = variant_class("sink", "anchored_sink:AnchoredSink", Sink, SINKS)(frames=3)
+    frames = torch.arange(8.0).view(1, 1, 8, 1, 1, 1)
+    sink = policy.absorb(frames[:, :, :3], frames[:, :, 3:4], slot=0)
+    assert sink.flatten().tolist() == [0, 2, 3]
+    assert policy.absorb(sink, frames[:, :, 4:], slot=1).flatten().tolist() == [0, 6, 7]
+
+
+def test_a_thrifty_schedule_leaves_out_the_second_step_after_the_first_chunk(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    with pytest.raises(SystemExit):
+        main(["schedule", "reward", "--set", "schedule=thrifty:thrifty", "--chunks", "2"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:3]]
+    assert rows == [
+        ["0", "1000.0", "937.5", "833.3", "625.0", ".", ".", "."],
+        ["1", ".", ".", ".", ".", "1000.0", "833.3", "625.0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "policy", [{"schedule": "thrifty:thrifty"}, {"sink": "anchored_sink:AnchoredSink"}, {"switch": "soft_cut:SoftCut"}]
+)
+def test_examples_keep_the_laws_of_registered_policies(policy: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    sink = variant_class("sink", policy.get("sink", "static"), Sink, SINKS)(frames=3)
+    switch = variant_class("switch policy", policy.get("switch", "keep"), SwitchPolicy, SWITCHES)()
+    cache = CacheSettings(window_frames=8, chunk_frames=2, sink=sink)
+    way = Way(policy.get("schedule", "chunkwise"), (1.0, 0.6, 0.3), cache, switch)
+    finish_once_and_in_order(way, 8, {5})
+    begin_alike(way, 8, 2, {5})
+    ignore_the_batch(way, 8, {5})
+    hold_no_more(way, every=3)

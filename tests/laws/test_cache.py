@@ -3,31 +3,14 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from laws.policies import caches
 from torch import Tensor
 
 from reward_forcing.models.attention import KV
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
-from reward_forcing.rollout.sinks import EmaSink, NoSink, StaticSink
+from reward_forcing.rollout.sinks import EmaSink, StaticSink
 
 FRAMES = 2
-sinks = st.one_of(
-    st.just(NoSink()),
-    st.builds(StaticSink, frames=st.integers(1, 5)),
-    st.builds(EmaSink, frames=st.integers(1, 5), alpha=st.floats(0.0, 1.0)),
-)
-
-
-@st.composite
-def settings(draw, sinks=sinks) -> CacheSettings:
-    sink, chunk = draw(sinks), draw(st.integers(1, 4))
-    window = draw(st.one_of(st.none(), st.integers(0, 6)))
-    return CacheSettings(
-        window_frames=None if window is None else sink.frames + chunk + window,
-        chunk_frames=chunk,
-        sink=sink,
-        positions=draw(st.sampled_from(["relative", "absolute"])),
-        clean_pass_sees_sink=draw(st.booleans()),
-    )
 
 
 def history(frames: int) -> tuple[Tensor, Tensor]:
@@ -53,7 +36,7 @@ def closed_form(first: Tensor, evicted: Tensor, sink: EmaSink) -> Tensor:
     return torch.stack(out, dim=FRAMES)
 
 
-@given(settings(sinks=st.builds(EmaSink, frames=st.integers(1, 5), alpha=st.floats(0.0, 1.0))), st.integers(4, 12))
+@given(caches(sinks=st.builds(EmaSink, frames=st.integers(1, 5), alpha=st.floats(0.0, 1.0))), st.integers(4, 12))
 def test_ema_sink_is_its_closed_form(chosen, chunks):
     assert isinstance(chosen.sink, EmaSink)
     frames = chunks * chosen.chunk_frames
@@ -67,7 +50,7 @@ def test_ema_sink_is_its_closed_form(chosen, chunks):
         torch.testing.assert_close(stored.double(), closed_form(first, evicted, chosen.sink), rtol=1e-5, atol=1e-5)
 
 
-@given(settings(), st.lists(st.integers(1, 5), min_size=1, max_size=8))
+@given(caches(), st.lists(st.integers(1, 5), min_size=1, max_size=8))
 def test_what_is_shown_fits_the_window_and_ends_with_the_newest_frames(chosen, pieces):
     keys, values = history(sum(pieces))
     cache = committed(chosen, keys, values, pieces)
@@ -85,11 +68,14 @@ def test_what_is_shown_fits_the_window_and_ends_with_the_newest_frames(chosen, p
     for shown, every in ((past.keys, keys), (past.values, values)):
         assert shown.shape[FRAMES] == filled + local
         assert torch.equal(shown[:, :, filled:], every[:, :, every.shape[FRAMES] - local :])
+    if filled:
+        assert cache.sink is not None
+        assert torch.equal(past.keys[:, :, :filled], chosen.sink.show(cache.sink.keys, cache.evicted))
     if isinstance(chosen.sink, StaticSink):
         assert torch.equal(past.keys[:, :, :filled], keys[:, :, :filled])
 
 
-@given(settings(), st.lists(st.integers(1, 5), min_size=1, max_size=8))
+@given(caches(), st.lists(st.integers(1, 5), min_size=1, max_size=8))
 def test_positions_increase_and_end_with_the_query(chosen, pieces):
     past = committed(chosen, *history(sum(pieces)), pieces).past(chosen.chunk_frames)
     if past is None:
@@ -104,7 +90,7 @@ def test_positions_increase_and_end_with_the_query(chosen, pieces):
         assert past.query_positions.tolist() == list(range(sum(pieces), sum(pieces) + chosen.chunk_frames))
 
 
-@given(settings(), st.lists(st.integers(1, 5), min_size=1, max_size=8))
+@given(caches(), st.lists(st.integers(1, 5), min_size=1, max_size=8))
 def test_without_the_sink_the_newest_frames_of_the_video_are_seen_where_they_are(chosen, pieces):
     chosen = chosen.model_copy(update={"clean_pass_sees_sink": False})
     total, chunk = sum(pieces), chosen.chunk_frames
@@ -124,7 +110,7 @@ def test_without_the_sink_the_newest_frames_of_the_video_are_seen_where_they_are
     assert (positions.diff() == 1).all()
 
 
-@given(settings(), st.integers(2, 6))
+@given(caches(), st.integers(2, 6))
 def test_committing_chunks_together_or_apart_shows_the_same(chosen, chunks):
     keys, values = history(chunks * chosen.chunk_frames)
     apart = committed(chosen, keys, values, [chosen.chunk_frames] * chunks)
@@ -136,7 +122,7 @@ def test_committing_chunks_together_or_apart_shows_the_same(chosen, chunks):
     assert apart.evicted == together.evicted
 
 
-@given(settings())
+@given(caches())
 def test_memory_stops_growing_once_the_window_is_full(chosen):
     if chosen.window_frames is None:
         return

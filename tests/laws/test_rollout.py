@@ -1,20 +1,27 @@
-"""Laws of the rollout with a real network: one loop for training and inference, endless and exact."""
+"""Laws of the rollout with a real network: one loop for training and inference, endless and exact.
 
+What every registered policy has to keep stands in `test_policies`.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from laws.policies import ways
 from rollout.toy import SHAPE, SIGMAS, ToyDenoiser, tiny_denoiser, tiny_text, tiny_wan, toy_text
 from torch import Tensor
 
 from reward_forcing.models.attention import KV, Past, Prediction, TextContext
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import block_causal
-from reward_forcing.rollout import SINKS, CacheSettings, EmaSink, KVCache, NoSink, Rollout, SeededNoise, StaticSink
-from reward_forcing.rollout.schedule import SCHEDULES, chunks_at_once, chunkwise, rolling
+from reward_forcing.rollout import CacheSettings, EmaSink, KVCache, NoSink, Rollout, SeededNoise, StaticSink
+from reward_forcing.rollout.rollout import KV_GRADS, KVGrad
+from reward_forcing.rollout.schedule import SCHEDULES, Pass, chunkwise, rolling
 
 SMALL = CacheSettings(window_frames=6, chunk_frames=2, sink=EmaSink(frames=2, alpha=0.7))
 
@@ -68,26 +75,25 @@ def test_cached_clean_passes_equal_the_masked_forward(positions, frames, first, 
 
 def test_training_rollout_equals_inference_rollout():
     denoiser = Denoiser(tiny_wan())
-    trained = video(roll(denoiser, schedule=chunkwise(SIGMAS, grad_from=0), kv_grad="clean"), 5)
+    training = video(roll(denoiser, schedule=chunkwise(SIGMAS, grad_from=0), kv_grad="clean"), 5)
     inference = video(roll(denoiser), 5)
-    assert trained.requires_grad
+    assert training.requires_grad
     assert not inference.requires_grad
-    torch.testing.assert_close(trained.detach(), inference, rtol=0, atol=1e-6)
+    torch.testing.assert_close(training.detach(), inference, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("exit_window", range(3))
+def test_a_rolling_training_rollout_finishes_the_chunks_of_inference(exit_window):
+    denoiser = Denoiser(tiny_wan())
+    schedule = rolling(SIGMAS, exit_window, chunks=7)
+    training = [chunk.latents for chunk in roll(denoiser, WIDE, schedule=schedule, kv_grad="clean")]
+    assert len(training) >= 5
+    inference = video(roll(denoiser, WIDE, schedule=rolling(SIGMAS, chunks=7)), len(training))
+    torch.testing.assert_close(torch.cat(training, dim=1).detach(), inference, rtol=0, atol=1e-6)
 
 
 WIDE = SMALL.model_copy(update={"window_frames": 10})
 """Room for the sink, one chunk of the past and three chunks denoised together."""
-every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-
-
-@every_schedule
-def test_endless_rollout_begins_with_the_finite_one(schedule):
-    denoiser = tiny_denoiser()
-    finite = torch.cat([c.latents for c in roll(denoiser, WIDE, schedule=schedule(SIGMAS, chunks=6))], dim=1)
-    endless = video(roll(denoiser, WIDE, schedule=schedule(SIGMAS)), 6)
-    alike = 2 * (7 - chunks_at_once(schedule(SIGMAS, chunks=6)))
-    assert finite.shape == endless.shape
-    assert torch.equal(endless[:, :alike], finite[:, :alike])
 
 
 def test_the_last_chunks_of_a_finite_rolling_rollout_miss_what_would_follow_them():
@@ -95,15 +101,6 @@ def test_the_last_chunks_of_a_finite_rolling_rollout_miss_what_would_follow_them
     finite = video(roll(denoiser, WIDE, schedule=rolling(SIGMAS, chunks=4)), 4)
     endless = video(roll(denoiser, WIDE, schedule=rolling(SIGMAS)), 4)
     assert (finite[:, 4:] - endless[:, 4:]).abs().max() > 1e-3
-
-
-@every_schedule
-def test_a_sample_does_not_depend_on_its_batch(schedule):
-    denoiser = tiny_denoiser()
-    batch = video(roll(denoiser, WIDE, seeds=(7, 3, 8), schedule=schedule(SIGMAS)), 5)
-    alone = video(roll(denoiser, WIDE, seeds=(3,), schedule=schedule(SIGMAS)), 5)
-    torch.testing.assert_close(batch[1:2], alone, rtol=1e-4, atol=1e-5)
-    assert (batch[0] - batch[1]).abs().max() > 0.1
 
 
 def test_switching_to_the_same_prompt_changes_nothing():
@@ -187,33 +184,18 @@ def held(rollout: Rollout) -> list[Tensor]:
     return [tensor for kv in pairs for tensor in (kv.keys, kv.values)] + latents
 
 
-@st.composite
-def geometries(draw) -> tuple[CacheSettings, str, tuple[float, ...], tuple[int, int, int]]:
-    name = draw(st.sampled_from(sorted(SINKS)))
-    sink = SINKS[name]() if name == "none" else SINKS[name](frames=draw(st.integers(1, 4)))
-    chunk = draw(st.integers(1, 4))
-    window = draw(st.one_of(st.none(), st.integers(0, 4)))
-    sigmas = tuple(1.0 - step / steps for steps in [draw(st.integers(1, 3))] for step in range(steps))
-    schedule = draw(st.sampled_from(sorted(SCHEDULES)))
-    at_once = chunks_at_once(SCHEDULES[schedule](sigmas, chunks=5))
-    cache = CacheSettings(
-        window_frames=None if window is None else sink.frames + at_once * chunk + window,
-        chunk_frames=chunk,
-        sink=sink,
-        positions=draw(st.sampled_from(["relative", "absolute"])),
-        clean_pass_sees_sink=draw(st.booleans()),
-    )
-    grid = (4, 2 * draw(st.integers(1, 3)), 2 * draw(st.integers(1, 3)))
-    return cache, schedule, sigmas, grid
+grids = st.tuples(st.just(4), *(st.integers(1, 3).map(lambda half: 2 * half) for _ in range(2)))
+"""Sizes of a latent frame: channels, rows and columns."""
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(geometries(), st.integers(1, 6), st.integers(0, 5))
-def test_every_geometry_runs(geometry, chunks, given_frames):
+@given(
+    st.sampled_from(sorted(SCHEDULES)).flatmap(partial(ways, "schedule")), grids, st.integers(1, 6), st.integers(0, 5)
+)
+def test_every_geometry_runs(way, shape, chunks, given_frames):
     """With any number of chunks, after any number of given frames; all chunks come, finite, once and in order."""
-    cache, schedule, sigmas, shape = geometry
-    denoiser = tiny_denoiser(layers=1)
-    text, passes = tiny_text(denoiser.network, batch=2), SCHEDULES[schedule](sigmas, chunks=chunks)
+    cache, denoiser = way.cache, tiny_denoiser(layers=1)
+    text, passes = tiny_text(denoiser.network, batch=2), SCHEDULES[way.schedule](way.sigmas, chunks=chunks)
     rollout = Rollout(denoiser, passes, KVCache.empty(cache), SeededNoise((0, 1)), text, shape)
     if given_frames:
         rollout.prime(torch.randn(2, given_frames, *shape, generator=torch.Generator().manual_seed(0)))
@@ -226,21 +208,37 @@ def test_every_geometry_runs(geometry, chunks, given_frames):
     assert not rollout.state.noisy
 
 
-def gradients(checkpointing: bool, cache: CacheSettings) -> dict[str, Tensor]:
+def predicted(rollout: Rollout) -> Tensor:
+    """What the exits of a finite schedule predict, of all chunks in turn."""
+    finished = [chunk.at_exit for chunk in rollout]
+    in_flight = [chunk.at_exit for chunk in rollout.state.noisy if chunk.at_exit is not None]
+    return torch.cat([*finished, *in_flight], dim=1)
+
+
+def trained(schedule: str, chunks: int, sigmas: tuple[float, ...] = SIGMAS, grad_from: int = 0) -> Iterator[Pass]:
+    """A training schedule: of the rolling ones, that whose last window finishes nothing."""
+    if schedule == "rolling":
+        return rolling(sigmas, 1 % len(sigmas), grad_from, chunks=chunks)
+    return chunkwise(sigmas, grad_from, chunks=chunks)
+
+
+def gradients(checkpointing: bool, cache: CacheSettings, schedule: str, kv_grad: KVGrad) -> dict[str, Tensor]:
     network = tiny_wan()
     if checkpointing:
         network.enable_gradient_checkpointing()
-    rollout = roll(Denoiser(network), cache, schedule=chunkwise(SIGMAS, grad_from=1), kv_grad="clean")
-    out = video(rollout, 5)
+    rollout = roll(Denoiser(network), cache, schedule=trained(schedule, 5, grad_from=1), kv_grad=kv_grad)
+    out = predicted(rollout)
     probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
     (out * probe).mean().backward()
     return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
 
 
+@pytest.mark.parametrize("schedule", ["chunkwise", "rolling"])
+@pytest.mark.parametrize("kv_grad", KV_GRADS)
 @pytest.mark.parametrize("sink", [EmaSink(frames=2, alpha=0.7), NoSink()], ids=lambda sink: sink.kind)
-def test_checkpointed_gradients_equal_plain_ones(sink):
-    cache = SMALL.model_copy(update={"sink": sink})
-    plain, checkpointed = gradients(False, cache), gradients(True, cache)
+def test_checkpointed_gradients_equal_plain_ones(sink, kv_grad, schedule):
+    cache = (SMALL if schedule == "chunkwise" else WIDE).model_copy(update={"sink": sink})
+    plain, checkpointed = (gradients(choice, cache, schedule, kv_grad) for choice in (False, True))
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
         assert gradient.abs().max() > 0 or gradient.numel() == 0, name
@@ -249,42 +247,50 @@ def test_checkpointed_gradients_equal_plain_ones(sink):
 
 @dataclass
 class Replayed:
-    """A denoiser whose denoising passes see the inputs of its first life again, whatever later lives ask it."""
+    """A denoiser that sees the inputs of its first life again, those that depended on no weights by the method.
+
+    These are the inputs of denoising passes, and of clean passes over chunks that a pass without gradient finished.
+    """
 
     denoiser: Denoiser
-    inputs: list[Tensor] = field(default_factory=list)
+    inputs: list[Tensor | None] = field(default_factory=list)
     asked: int = 0
 
     def __call__(self, x: Tensor, sigma: Tensor, text: TextContext, past: Past | None = None, want_kv: bool = False):
-        if not want_kv:
-            if self.asked == len(self.inputs):
-                self.inputs.append(x)
-            x, self.asked = self.inputs[self.asked], self.asked + 1
+        if self.asked == len(self.inputs):
+            self.inputs.append(None if x.requires_grad else x)
+        first, self.asked = self.inputs[self.asked], self.asked + 1
+        x = x if first is None else first
         return self.denoiser(x, sigma, text, past, want_kv)
 
     def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
         return self.denoiser.rotate(past, latent_size)
 
 
-@pytest.mark.parametrize("sigmas", [(1.0,), SIGMAS], ids=["one step", "three steps"])
-@pytest.mark.parametrize("window", [4, 6])
+@pytest.mark.parametrize(
+    ("schedule", "sigmas", "window"),
+    [("chunkwise", (1.0,), 4), ("chunkwise", (1.0,), 6), ("chunkwise", SIGMAS, 4), ("chunkwise", SIGMAS, 6),
+     ("rolling", SIGMAS[:2], 7), ("rolling", SIGMAS, 9)],
+)  # fmt: skip
 @pytest.mark.parametrize("sink", [EmaSink(frames=2, alpha=0.7), EmaSink(frames=3, alpha=0.7), NoSink()], ids=repr)
-def test_gradients_through_a_clean_cache_match_finite_differences(sigmas, window, sink):
+def test_gradients_through_a_clean_cache_match_finite_differences(schedule, sigmas, window, sink):
     """In float64 and through several evictions, along random directions and in the keys and values alone.
 
     A pass's input is no function of the weights, by the method: it is the same on both sides of a difference.
     """
     cache = CacheSettings(window_frames=max(window, sink.frames + 2), chunk_frames=2, sink=sink)
+    chunks = 6 if schedule == "chunkwise" else 9
     network = tiny_wan().double()
     replayed = Replayed(Denoiser(network))
     embeddings = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1)).double()
 
     def loss() -> Tensor:
         replayed.asked = 0
-        schedule, text = chunkwise(sigmas, grad_from=0), network.encode_text(embeddings)
-        rollout = Rollout(replayed, schedule, KVCache.empty(cache), SeededNoise((3,)), text, SHAPE,
+        passes, text = trained(schedule, chunks, sigmas), network.encode_text(embeddings)
+        rollout = Rollout(replayed, passes, KVCache.empty(cache), SeededNoise((3,)), text, SHAPE,
                           dtype=torch.float64, kv_grad="clean")  # fmt: skip
-        out = video(rollout, 6)
+        out = predicted(rollout)
+        assert out.shape[1] == 2 * chunks
         assert rollout.state.cache.sink_updates >= (2 if sink.frames else 0)
         assert rollout.state.cache.evicted >= 4
         return (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(0))).mean()

@@ -1,21 +1,21 @@
-"""Laws of the switch policies, over every registered policy, sink and window, with a real network."""
+"""Laws of the switch policies, over every registered policy, sink and window, with a real network.
+
+What they have in common with all other policies stands in `test_policies`.
+"""
 
 import io
 from collections.abc import Iterator
-from functools import cache as once
-from itertools import count, islice
+from itertools import count
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rollout.toy import SHAPE, ToyDenoiser, tiny_denoiser, tiny_text, toy_text
-from torch import Tensor
+from laws.policies import caches, network, switches, text, video
+from rollout.toy import SHAPE, tiny_denoiser, tiny_text
 
-from reward_forcing.models.attention import TextContext, TextMix
-from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.attention import TextMix
 from reward_forcing.rollout import (
-    SINKS,
     SWITCHES,
     Blend,
     CacheSettings,
@@ -33,28 +33,6 @@ from reward_forcing.rollout import (
 
 SIGMAS = (1.0, 0.6)
 few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-NUMBERS = {
-    "blend": st.builds(Blend, chunks=st.integers(1, 3)),
-    "recache": st.builds(Recache, global_sink=st.booleans(), order=st.sampled_from(["joint", "causal"])),
-}
-"""How to draw the numbers of the policies that have any."""
-windows = st.one_of(st.none(), st.integers(0, 5))
-"""Frames beyond sink and chunk, None for no window."""
-policies = st.sampled_from(sorted(SWITCHES)).flatmap(lambda kind: NUMBERS.get(kind, st.just(SWITCHES[kind]())))
-
-
-@st.composite
-def caches(draw, windows: st.SearchStrategy[int | None] = windows) -> CacheSettings:
-    """Cache settings of any sink, window and chunk."""
-    kind = draw(st.sampled_from(sorted(SINKS)))
-    sink = SINKS[kind]() if kind == "none" else SINKS[kind](frames=draw(st.integers(1, 4)))
-    chunk, more = draw(st.integers(1, 3)), draw(windows)
-    return CacheSettings(
-        window_frames=None if more is None else sink.frames + chunk + more,
-        chunk_frames=chunk,
-        sink=sink,
-        positions=draw(st.sampled_from(["relative", "absolute"])),
-    )
 
 
 def rolling(sigmas: tuple[float, ...]) -> Iterator[Pass]:
@@ -66,28 +44,9 @@ def rolling(sigmas: tuple[float, ...]) -> Iterator[Pass]:
         yield Pass(chunks, tuple(sigmas[step] for step in steps), tuple(after[step] for step in steps))
 
 
-@once
-def network() -> Denoiser:
-    return tiny_denoiser(layers=1)
-
-
-def text(seed: int, batch: int = 1) -> TextContext:
-    return tiny_text(network().network, seed, batch)
-
-
 def roll(cache: CacheSettings, switch: SwitchPolicy, seeds: tuple[int, ...] = (3,), schedule=chunkwise) -> Rollout:
-    noise, first = SeededNoise(seeds), text(1, len(seeds))
+    noise, first = SeededNoise(seeds), text(*(1 for _ in seeds))
     return Rollout(network(), schedule(SIGMAS), KVCache.empty(cache), noise, first, SHAPE, switch=switch)
-
-
-def video(rollout: Rollout, chunks: int, changes: dict[int, TextContext] | None = None) -> Tensor:
-    """Latents of the next chunks; changes: texts by the number, among these, of the chunk they begin with."""
-    out = []
-    for number in range(chunks):
-        if changes and number in changes:
-            rollout.text = changes[number]
-        out.append(next(rollout).latents)
-    return torch.cat(out, dim=1)
 
 
 @few
@@ -133,7 +92,7 @@ def test_a_causal_recache_without_a_global_sink_is_a_video_that_begins_with_the_
 
 
 @few
-@given(caches(), policies, st.integers(1, 5))
+@given(caches(), switches, st.integers(1, 5))
 def test_no_policy_changes_what_was_shown_before(cache, policy, at):
     assert torch.equal(video(roll(cache, policy), at + 1, {at: text(2)})[:, : at * cache.chunk_frames],
                        video(roll(cache, Keep()), at))  # fmt: skip
@@ -146,17 +105,6 @@ def test_every_policy_brings_the_new_prompt_into_the_next_chunk(kind):
     assert (kept - changed)[:, 8:].abs().max() > 1e-3
 
 
-@few
-@given(caches(), policies, st.integers(1, 4))
-def test_a_sample_does_not_depend_on_its_batch_across_a_switch(cache, policy, at):
-    change = {at: TextContext(*(torch.cat([getattr(text(seed), name) for seed in (2, 4)], dim=1)
-                                for name in ("keys", "values"))), at + 1: text(5, 2)}  # fmt: skip
-    batch = video(roll(cache, policy, seeds=(3, 8)), at + 3, change)
-    for sample, (seed, second) in enumerate([(3, 2), (8, 4)]):
-        alone = video(roll(cache, policy, seeds=(seed,)), at + 3, {at: text(second), at + 1: text(5)})
-        torch.testing.assert_close(batch[sample : sample + 1], alone, rtol=1e-4, atol=1e-5)
-
-
 def saved(state: RolloutState) -> RolloutState:
     """The state after a process ended and another read it."""
     file = io.BytesIO()
@@ -166,7 +114,7 @@ def saved(state: RolloutState) -> RolloutState:
 
 
 @few
-@given(caches(), policies, st.sampled_from([chunkwise, rolling]), st.data())
+@given(caches(), switches, st.sampled_from([chunkwise, rolling]), st.data())
 def test_a_stream_killed_anywhere_resumes_exactly(cache, policy, schedule, data):
     """Also right after a switch, before any chunk has read the new prompt, and within a blend."""
     if schedule is rolling and cache.window_frames is not None:
@@ -182,30 +130,6 @@ def test_a_stream_killed_anywhere_resumes_exactly(cache, policy, schedule, data)
     again.resume(saved(first.state), schedule(SIGMAS))
     left = {at - killed: change for at, change in changes.items() if at >= killed + told}
     assert torch.equal(torch.cat([before, video(again, 9 - killed, left)], dim=1), whole)
-
-
-def held(state: RolloutState) -> int:
-    """Bytes that a state keeps alive, but for the current text."""
-    kvs = [kv for kv in (state.cache.context, state.cache.sink) if kv is not None]
-    tensors = [tensor for kv in kvs for tensor in (kv.keys, kv.values)]
-    tensors += [*state.recent, *(text.keys for _, text in state.earlier), *(chunk.latents for chunk in state.noisy)]
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-
-
-@few
-@given(caches(windows=st.integers(0, 5)), policies, st.sampled_from([1, 2, 15]))
-def test_memory_is_flat_however_often_prompts_change(cache, policy, every):
-    """Within a period of the switches the state may breathe; its greatest size does not grow from one to the next."""
-    denoiser = ToyDenoiser()
-    rollout = Rollout(denoiser, chunkwise((1.0,)), KVCache.empty(cache), SeededNoise((0,)), toy_text(), SHAPE,
-                      switch=policy)  # fmt: skip
-    sizes = []
-    for chunk in islice(rollout, 60):
-        denoiser.calls.clear()
-        if chunk.index % every == every - 1:
-            rollout.text = toy_text(chunk.index / 60)
-        sizes.append(held(rollout.state))
-    assert max(sizes[30:45]) == max(sizes[45:])
 
 
 def test_the_sink_is_updated_as_often_with_a_recache_as_without():

@@ -1,6 +1,7 @@
 """Distribution matching losses, training rollouts with their gradients, and ODE pairs against the references."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from reward_forcing.flow import TIMESTEPS, add_noise, nearest_sigma, ode_sigmas,
 from reward_forcing.models.attention import Past, Prediction
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.rollout import CacheSettings, KVCache, NoSink, Rollout, StaticSink, chunkwise
+from reward_forcing.rollout import CacheSettings, KVCache, NoSink, Pass, Rollout, StaticSink, chunkwise, rolling
 from reward_forcing.training.losses import dmd_gradient, dmd_loss, flow_loss
 from reward_forcing.training.sampling import guided_x0, ode_trajectory
 
@@ -160,6 +161,53 @@ def test_training_rollouts_and_their_gradients(case, kv_grad: str, recorded: str
     torch.testing.assert_close(out, tensors["out"], atol=2e-5, rtol=0)
     (out * tensors["probe"]).mean().backward()
     assert_gradients(network, named(case, recorded), 1e-4)
+
+
+SCORED_FRAMES = 21
+"""The end of a rollout that Self Forcing and its descendants score."""
+ATTENDED_FRAMES = 21
+"""What Rolling Forcing's code attends to, written into it; a sidecar may say otherwise."""
+
+
+def rolling_windows(case, kv_grad: str, schedule: Iterable[Pass]) -> Rollout:
+    """The published training rollout with rolling windows."""
+    sidecar, tensors = case.sidecar, case.tensors
+    frames, renoise = sidecar["frames_per_chunk"], tensors["renoise"]
+    attended = sidecar.get("max_attention_frames", ATTENDED_FRAMES)
+    settings = CacheSettings(
+        window_frames=attended,
+        chunk_frames=frames,
+        sink=StaticSink(frames=frames),
+        clean_pass_sees_sink=sidecar["cache_frames"] <= attended,
+    )
+
+    def noise(chunk: int, draw: int, shape) -> Tensor:
+        return renoise[chunk, draw - 1] if draw else tensors["noise"][:, chunk * frames : (chunk + 1) * frames]
+
+    network = case.network()
+    text, shape = network.encode_text(case.text()), tensors["noise"].shape[2:]
+    return Rollout(Denoiser(network), schedule, KVCache.empty(settings), noise, text, shape, kv_grad=kv_grad)
+
+
+@pytest.mark.golden("h_train_rolling*")
+@pytest.mark.parametrize(("kv_grad", "recorded"), [("none", "grad_detach."), ("stale", "grad_stale.")])
+def test_rolling_training_rollouts_and_their_gradients(case, kv_grad: str, recorded: str) -> None:
+    """Frames that no window with gradient covers are zero in the reference; ours have their exit's prediction too."""
+    sidecar, tensors = case.sidecar, case.tensors
+    frames, scored = sidecar["frames_per_chunk"], min(sidecar["num_frames"], SCORED_FRAMES)
+    chunks, unscored = sidecar["num_frames"] // frames, (sidecar["num_frames"] - scored) // frames
+    sigmas = [step / TIMESTEPS for step in sidecar["denoising"]]
+    passes = list(rolling(sigmas, sidecar["exit_window_residue"], unscored, chunks=chunks))
+    supervised = [chunk for step in passes if step.grad for chunk in step.chunks]
+    covered = torch.tensor([frame // frames in supervised for frame in range(sidecar["num_frames"])])
+    assert covered.int().tolist() == sidecar["covered_frames"]
+    rollout = rolling_windows(case, kv_grad, passes)
+    finished = [chunk.at_exit for chunk in rollout]
+    in_flight = [chunk.at_exit for chunk in rollout.state.noisy if chunk.at_exit is not None]
+    out = torch.cat([*finished, *in_flight], dim=1)
+    torch.testing.assert_close(out[:, covered], tensors["out"][:, covered], atol=2e-5, rtol=0)
+    (out[:, -scored:] * tensors["probe"][:, -scored:]).mean().backward()
+    assert_gradients(rollout._denoiser.network, named(case, recorded), 1e-4)  # type: ignore[attr-defined]
 
 
 SOLVER = re.compile(r"euler shift ([\d.]+), (\d+) steps")

@@ -12,7 +12,7 @@ from torch import Tensor
 from reward_forcing.flow import add_noise, euler_step, ode_sigmas, x0_to_velocity
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.noise import SeededNoise
-from reward_forcing.rollout.rollout import Chunk, Rollout
+from reward_forcing.rollout.rollout import KV_GRADS, Chunk, Rollout
 from reward_forcing.rollout.schedule import Pass, chunkwise, rolling
 from reward_forcing.rollout.sinks import EmaSink, NoSink, StaticSink
 
@@ -320,6 +320,53 @@ def test_a_pass_that_skips_an_unfinished_chunk_is_caught():
 
 def test_a_finite_schedule_ends_the_rollout():
     assert len(list(make(schedule=islice(chunkwise(SIGMAS), 2 * len(SIGMAS))))) == 2
+
+
+def test_the_last_clean_pass_of_a_finite_schedule_waits_until_the_cache_is_read():
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser, schedule=chunkwise(SIGMAS, chunks=2))
+    assert len(list(rollout)) == 2
+    assert [call.want_kv for call in denoiser.calls].count(True) == 1
+    assert rollout.cache.committed == 4
+
+
+def at_exit(rollout: Rollout) -> list[Tensor]:
+    """What the exits of a finite schedule predict of each chunk in turn."""
+    finished = [chunk.at_exit for chunk in rollout]
+    return finished + [chunk.at_exit for chunk in rollout.state.noisy if chunk.at_exit is not None]
+
+
+@pytest.mark.parametrize("exit_window", range(3))
+def test_a_chunk_keeps_what_its_exit_pass_predicted(exit_window):
+    denoiser = ToyDenoiser(torch.tensor(0.5, requires_grad=True))
+    schedule = list(rolling(SIGMAS, exit_window, chunks=5))
+    predicted = at_exit(make(denoiser, schedule=schedule, cache=KVCache.empty(ROLLING)))
+    passes = [call for call in denoiser.calls if not call.want_kv]
+    assert [call.grad for call in passes] == [step.is_exit for step in schedule]
+    again = ToyDenoiser(torch.tensor(0.5))
+    exits = [again(call.x, torch.tensor(call.sigma), toy_text(), call.past).x0 for call in passes if call.grad]
+    assert_same([tensor.detach() for tensor in predicted], torch.cat(exits, dim=1).split(2, dim=1))
+    assert all(tensor.requires_grad for tensor in predicted)
+
+
+def test_without_exits_training_looks_at_the_finished_chunks():
+    for schedule in (chunkwise(SIGMAS, grad_from=0, chunks=3), rolling(SIGMAS, chunks=3)):
+        chunks = list(make(schedule=schedule, cache=KVCache.empty(ROLLING)))
+        assert len(chunks) == 3
+        assert all(chunk.at_exit is chunk.latents for chunk in chunks)
+
+
+@pytest.mark.parametrize("kv_grad", KV_GRADS)
+def test_a_resumed_training_rollout_keeps_the_exits_of_chunks_in_flight(kv_grad):
+    def whole() -> Rollout:
+        schedule = rolling(SIGMAS, 1, chunks=7)
+        return make(schedule=schedule, cache=KVCache.empty(ROLLING), kv_grad=kv_grad)
+
+    expected, first, second = at_exit(whole()), whole(), whole()
+    before = [chunk.at_exit for chunk in islice(first, 3)]
+    assert first.state.noisy[0].at_exit is not None
+    second.resume(first.state, rolling(SIGMAS, 1, chunks=7))
+    assert_same([*before, *at_exit(second)], expected)
 
 
 def test_context_noise_is_a_draw_of_its_own_and_is_told_to_the_network():

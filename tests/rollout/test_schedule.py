@@ -1,5 +1,6 @@
 """Schedules as data."""
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -49,6 +50,39 @@ def test_fewer_chunks_than_steps_roll_together_and_wait_for_nobody():
         Pass((0, 1), (0.3, 0.6), (None, 0.3)),
         Pass((1,), (0.3,), (None,)),
     ]
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_exits_tile_the_video_with_every_chunk_at_the_level_of_its_age(steps, chunks):
+    sigmas = [1.0 - step / (steps + 1) for step in range(steps)]
+    plain = list(rolling(sigmas, chunks=chunks))
+    for exit_window in range(steps):
+        passes = list(rolling(sigmas, exit_window, chunks=chunks))
+        exits = [(window, step) for window, step in enumerate(passes) if step.is_exit]
+        assert [chunk for _, step in exits for chunk in step.chunks] == list(range(chunks))
+        assert all(window % steps == exit_window for window, _ in exits)
+        assert all(step.sigma == tuple(sigmas[window - chunk] for chunk in step.chunks) for window, step in exits)
+        assert passes[-1].is_exit
+        assert [replace(step, is_exit=False, grad=False) for step in passes] == plain[: len(passes)]
+        assert not any(step.is_exit for step in plain)
+        endless = islice(rolling(sigmas, exit_window), 2 * steps)
+        assert [step.is_exit for step in endless] == [window % steps == exit_window for window in range(2 * steps)]
+
+
+def test_exits_that_hold_a_chosen_chunk_are_trained():
+    passes = list(rolling((1.0, 0.6, 0.3), 1, grad_from=3, chunks=6))
+    assert [(step.chunks, step.grad) for step in passes if step.is_exit] == [
+        ((0, 1), False), ((2, 3, 4), True), ((5,), True)
+    ]  # fmt: skip
+    assert not any(step.grad for step in passes if not step.is_exit)
+    assert all(step.grad for step in rolling((1.0, 0.6, 0.3), 1, chunks=6) if step.is_exit)
+
+
+@pytest.mark.parametrize("exit_window", [-1, 2])
+def test_an_exit_window_that_is_none_is_rejected_at_once(exit_window):
+    with pytest.raises(ValueError, match=rf"exit_window must be in 0 .. 1 for 2 sigmas, got {exit_window}"):
+        rolling((1.0, 0.5), exit_window)
 
 
 def test_one_step_rolls_chunk_by_chunk():

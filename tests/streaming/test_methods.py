@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from reward_forcing.rollout import Blend, Keep, Recache, Reset
+from reward_forcing.rollout import Blend, Keep, KVFlush, Pass, Recache, Reset, chunkwise
 from reward_forcing.streaming.methods import (
     METHODS,
     OF_THE_WEIGHTS,
@@ -43,6 +43,9 @@ def test_methods_have_the_published_timesteps(name: str, timesteps: list[float])
         ("longlive-infinity", 12, ("static", 3), "relative"),
         ("rolling", 21, ("static", 3), "relative"),
         ("causvid", 21, ("none", 0), "absolute"),
+        ("rolling-sink", 21, ("rolling", 15), "relative"),
+        ("deep-forcing", 21, ("static", 10), "relative"),
+        ("infinity-rope", 21, ("static", 1), "relative"),
     ],
 )
 def test_methods_have_the_published_windows(name: str, window: int, sink: tuple[str, int], positions: str) -> None:
@@ -66,6 +69,7 @@ def test_a_models_steps_say_how_many_chunks_roll_together() -> None:
     [
         (["window_frames=17"], "15 frames denoised together do not fit a window of 17 with 3 sink frames; .* >= 18"),
         (["schedule=roling"], r"unknown schedule 'roling'; did you mean 'rolling'\? \(chunkwise, rolling\)"),
+        (["schedule=3"], "valid string"),
         (["clips={frames: 21}"], "schedule 'rolling' denoises 5 at once; use schedule=chunkwise or clips=null"),
         (["clips={frames: 5}"], "5 latent frames cannot repeat 3 and add a chunk of 3; use clips.frames >= 6"),
     ],
@@ -75,10 +79,10 @@ def test_what_does_not_fit_a_joint_window_is_refused(changes: list[str], message
         streaming_settings(None, "rolling", changes)
 
 
-def test_longlive_computes_its_cache_anew_at_a_switch_and_the_others_keep_it() -> None:
-    recaching = {name for name, method in METHODS.items() if method.switch == Recache(global_sink=True, order="joint")}
-    assert recaching == {"longlive", "longlive-infinity"}
-    assert all(method.switch == Keep() for name, method in METHODS.items() if name not in recaching)
+def test_longlive_computes_its_cache_anew_at_a_switch_infinity_rope_flushes_it_and_the_others_keep_it() -> None:
+    acting = {name: method.switch for name, method in METHODS.items() if method.switch != Keep()}
+    recache = Recache(global_sink=True, order="joint")
+    assert acting == {"longlive": recache, "longlive-infinity": recache, "infinity-rope": KVFlush(frames=1)}
 
 
 def test_a_switch_policy_is_changed_as_a_sink_is() -> None:
@@ -144,3 +148,68 @@ def test_settings_that_make_no_sense_are_refused_whatever_the_method(own: dict, 
 
 def test_minus_one_means_no_window() -> None:
     assert StreamingSettings(window_frames=-1).cache.window_frames is None
+
+
+def halves(sigmas, *, chunks=None):
+    """A schedule from outside the package: every other level."""
+    return chunkwise(sigmas[::2], chunks=chunks)
+
+
+def unending(sigmas, *, chunks=None):
+    return chunkwise(sigmas)
+
+
+def unfinished(sigmas, *, chunks=None):
+    while True:
+        yield Pass((0,), (1.0,), (0.5,))
+
+
+def half_finished(sigmas, *, chunks=None):
+    return chunkwise(sigmas, chunks=1)
+
+
+def backwards(sigmas, *, chunks=None):
+    for chunk in reversed(range(chunks or 9)):
+        yield Pass((chunk,), (1.0,), (None,))
+
+
+def numbers(sigmas, *, chunks=None):
+    return iter(sigmas)
+
+
+def none(sigmas, *, chunks=None):
+    return None
+
+
+def without_chunks(sigmas):
+    return chunkwise(sigmas)
+
+
+def test_a_schedule_from_outside_is_used_by_its_name() -> None:
+    settings = streaming_settings(None, "reward", [f"schedule={__name__}:halves"])
+    assert list(settings.passes(chunks=3)) == list(chunkwise(settings.sigmas[::2], chunks=3))
+    assert streaming_settings(settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no.such.module:rolling", "cannot import the schedule 'no.such.module:rolling': No module named 'no'"),
+        (f"{__name__}:nowhere", "cannot import the schedule .* has no attribute 'nowhere'"),
+        (
+            f"{__name__}:OWN",
+            r"is not a schedule; write it as a generator of passes, `def OWN\(sigmas, \*, chunks=",
+        ),
+        (f"{__name__}:without_chunks", "is not a schedule; write it as a generator"),
+        ("builtins:max", "is not a schedule; write it as a generator"),
+        (f"{__name__}:none", "asked for 8 chunks, must yield passes, got None"),
+        (f"{__name__}:numbers", r"must yield passes \(reward_forcing.rollout.Pass\), got 1.0"),
+        (f"{__name__}:unending", "goes on to chunk 8; chunks are numbered from 0"),
+        (f"{__name__}:unfinished", "does not finish chunk 0; the sigma_next of a chunk's last pass is None"),
+        (f"{__name__}:half_finished", "does not finish chunk 1"),
+        (f"{__name__}:backwards", "must begin every pass with the oldest unfinished chunk, 0, got Pass"),
+    ],
+)
+def test_what_is_no_schedule_is_refused_before_anything_runs(name: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        streaming_settings(None, "reward", [f"schedule={name}"])

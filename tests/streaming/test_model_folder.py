@@ -125,6 +125,11 @@ DAMAGE: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "which is code; only your own settings may",
     ),
+    "code for a schedule": (
+        lambda f: edit(f / INDEX, streaming={"schedule": "os:system"}),
+        ValueError,
+        "asks for the schedule 'os:system', which is code; only your own settings may",
+    ),
     "code for a switch policy": (
         lambda f: edit(f / INDEX, streaming={"switch": {"kind": "os:system"}}),
         ValueError,

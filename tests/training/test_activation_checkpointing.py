@@ -26,6 +26,12 @@ def gradients(stage: Stage[Any], role: str, precision: torch.dtype, checkpointed
     return found
 
 
+ROLLING: dict[str, Any] = {
+    "rolling_share": 1.0,
+    "cache": {"window_frames": 8, "chunk_frames": 2, "sink": {"kind": "ema", "frames": 2, "alpha": 0.9}},
+}
+
+
 @pytest.fixture
 def build(tiny_model_folder: Path, tmp_path: Path) -> Any:
     """A stage by its name and the number of times it has been built."""
@@ -39,6 +45,9 @@ def build(tiny_model_folder: Path, tmp_path: Path) -> Any:
         "dmd none": lambda: distilling(tiny_model_folder, kv_grad="none"),
         "dmd clean": lambda: distilling(tiny_model_folder, kv_grad="clean"),
         "dmd stale": lambda: distilling(tiny_model_folder, kv_grad="stale"),
+        "rolling none": lambda: distilling(tiny_model_folder, kv_grad="none", **ROLLING),
+        "rolling clean": lambda: distilling(tiny_model_folder, kv_grad="clean", **ROLLING),
+        "rolling stale": lambda: distilling(tiny_model_folder, kv_grad="stale", **ROLLING),
         "re_dmd": lambda: distilling(tiny_model_folder, reward=True, longest_frames=14),
     }
 
@@ -47,7 +56,7 @@ CASES = [
     ("flow_matching", "transformer"),
     ("causal", "transformer"),
     ("ode_regression", "generator"),
-    *((f"dmd {kv_grad}", "generator") for kv_grad in ("none", "clean", "stale")),
+    *((f"{name} {kv_grad}", "generator") for name in ("dmd", "rolling") for kv_grad in ("none", "clean", "stale")),
     ("dmd none", "fake_score"),
     ("re_dmd", "generator"),
 ]

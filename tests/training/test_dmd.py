@@ -10,10 +10,12 @@ from torch import Tensor
 from toy_rewards import BrightnessRater
 
 from reward_forcing.logs import JsonLines
+from reward_forcing.rewards.weighting import reward_weights
 from reward_forcing.rollout.sinks import EmaSink
 from reward_forcing.training.dmd import DmdStage
 from reward_forcing.training.prompts import PromptTimeline
 from reward_forcing.training.re_dmd import ReDmdSettings, ReDmdStage, RunningScale
+from reward_forcing.training.rollouts import course_at, draw_course
 from reward_forcing.training.stage import Draw
 from reward_forcing.training.trainer import Trainer
 
@@ -46,11 +48,8 @@ def loss_of(stage: DmdStage, role: str = "generator", step: int = 0) -> tuple[Te
 
 
 def rolled_out(stage: DmdStage, role: str = "generator", step: int = 0) -> int:
-    """The latent frames that `loss_of` rolls out: the first two draws are the exit step and the switch."""
-    shared = Draw.at(3, role, step).shared
-    torch.randint(len(stage.sigmas), (), generator=shared)
-    stage._switch(shared)
-    return stage._frames(shared)
+    """The latent frames that `loss_of` rolls out."""
+    return draw_course(stage.settings, Draw.at(3, role, step).shared).frames
 
 
 def with_weights(stage: DmdStage, weights: list[float], role: str = "generator") -> float:
@@ -210,12 +209,12 @@ def test_prompts_come_from_a_file_whose_last_lines_are_kept(make: Make, tmp_path
 
 def test_a_longer_rollout_is_scored_at_its_end(make: Make) -> None:
     stage = make(longest_frames=16)
-    lengths = {stage._frames(Draw.at(3, "generator", step).shared) for step in range(40)}
+    lengths = {rolled_out(stage, step=step) for step in range(40)}
     assert lengths == {10, 12, 14, 16}
     with torch.no_grad():
         timeline = PromptTimeline(stage.prompts(stage.source.prompts([(1, 1), (2, 2)])))
-        whole = make(frames=16)._rollout(timeline, (5, 6), stage.sigmas, 16).clip
-    rolled = stage._rollout(timeline, (5, 6), stage.sigmas, 16)
+        whole = make(frames=16)._rollout(timeline, (5, 6), make(frames=16).streamed).clip
+    rolled = stage._rollout(timeline, (5, 6), course_at(stage.settings, 16, exit_step=3, rolls=False))
     assert (rolled.first, list(rolled.numbers())) == (6, list(range(6, 16)))
     torch.testing.assert_close(rolled.clip[:, 1:].detach(), whole[:, 7:])
     last = stage.vae.decode(whole[:, :7])[0][:, -1:].clamp(0, 1)
@@ -241,7 +240,13 @@ def test_the_gradient_through_the_cache_is_a_choice(make: Make, kv_grad: str) ->
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"running": 0.3, "group": 2, "watched": {"dark": BRIGHTNESS | {"sign": -1.0}}}]
+    "changes",
+    [
+        {},
+        {"running": 0.3, "group": 2, "watched": {"dark": BRIGHTNESS | {"sign": -1.0}}},
+        {"rolling_share": 1.0, "longest_frames": 16, "cache": {"window_frames": 11, "chunk_frames": 2}},
+    ],
+    ids=["plain", "watched", "rolling"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(make: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
     def run(folder: Path, steps: int) -> ReDmdStage:
@@ -309,6 +314,31 @@ def test_the_running_scale_follows_the_rewards() -> None:
     scale.add(torch.tensor([8.0]))
     scale.move(torch.device("cpu"))
     assert scale.moments == [0.5 * 2 + 0.5 * 6, 0.5 * 5 + 0.5 * 40]
+
+
+def test_the_running_scale_of_groups_is_the_deviation_within_prompts() -> None:
+    scale = RunningScale(0.5, group=2)
+    scale.add(torch.tensor([1.0, 3.0, 101.0, 103.0]))  # two prompts, far apart
+    scale.move(torch.device("cpu"))
+    assert scale.moments == pytest.approx([0.0, 2.0]), "the variance of 1, 3 and of 101, 103"
+    apart = scale.scaled(torch.tensor([1.0, 3.0])).diff()
+    assert float(apart) == pytest.approx(2.0 / 2.0**0.5)
+    weights = reward_weights(scale.scaled(torch.tensor([1.0, 3.0, 101.0, 103.0])), beta=1.0, group=2)
+    torch.testing.assert_close(weights[:2], weights[2:])
+
+
+@pytest.mark.parametrize(("rated_in", "exact"), [("fp32", True), ("bf16", False)])
+def test_what_weights_samples_is_decoded_in_the_precision_asked_for(make: Make, rated_in: str, exact: bool) -> None:
+    stage, seen = make(ReDmdStage, rated_in=rated_in), []
+    stage.rater = lambda frames, prompts, fps: seen.append(frames) or frames.mean(dim=(1, 2, 3, 4))
+    rolled: list[Any] = []
+    scored = stage._scored
+    stage._scored = lambda *given: rolled.append(scored(*given)) or rolled[-1]
+    loss_of(stage)
+    whole = stage.pixels(rolled[0].clip)
+    assert seen[0].dtype == torch.float32
+    assert torch.equal(seen[0], whole) == exact
+    torch.testing.assert_close(seen[0], whole, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A plan's formulas against what torch counts, the published sizes, and the command that prints a plan."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reward_forcing.cli.main import main
 from reward_forcing.models import attention, layers
-from reward_forcing.models.attention import Past
+from reward_forcing.models.attention import KV, Past, Prediction, TextContext
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import block_causal, teacher_forcing
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rewards.base import Rater, Reward
-from reward_forcing.rollout import CacheSettings, KVCache, Rollout, SeededNoise, chunkwise
+from reward_forcing.rollout import CacheSettings, KVCache, Rollout, SeededNoise, chunkwise, rolling
 from reward_forcing.training import load_stage_settings
+from reward_forcing.training.dmd import DmdSettings
 from reward_forcing.training.learner import Learner
 from reward_forcing.training.optim import AdamWSettings, MuonSettings, OptimizerSettings, hidden_matrices
-from reward_forcing.training.plan import Cluster, make_plan
+from reward_forcing.training.plan import LAYOUTS, Cluster, make_plan
 from reward_forcing.training.plan_costs import (
     Attended,
     Shape,
@@ -35,12 +37,14 @@ from reward_forcing.training.plan_costs import (
     patterned,
     rolled_out,
     text_flops,
+    walked,
 )
 from reward_forcing.training.plan_memory import LiveBytes
 from reward_forcing.training.plan_networks import meta_text_encoder, meta_transformer
 from reward_forcing.training.plan_sizes import SIZES, refuse_names
 from reward_forcing.training.plan_workload import EDGES, optimizer_bytes
 from reward_forcing.training.re_dmd import ReDmdSettings
+from reward_forcing.training.rollouts import course_at
 from reward_forcing.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +135,37 @@ def test_a_rollout_sees_what_its_cache_shows(window: int | None, past: list[int]
     assert [seen.pairs for seen in passes] == [3 * (frames + 3) for frames in past]
 
 
+@dataclass
+class Asked:
+    """A denoiser that predicts nothing and notes the frames and the past of its passes, and which of them are clean."""
+
+    calls: list[tuple[bool, Attended]] = field(default_factory=list)
+
+    def __call__(self, x, sigma, text, past: Past | None = None, want_kv: bool = False) -> Prediction:
+        frames, seen = x.shape[1], 0 if past is None else past.keys.shape[2]
+        self.calls.append((want_kv, Attended(frames, frames * (frames + seen), past=seen)))
+        kv = torch.zeros(1, 1, frames, 1, 1, 1)
+        return Prediction(x, x, KV(kv, kv) if want_kv else None)
+
+    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
+        return past
+
+
+@pytest.mark.parametrize("sees_sink", [True, False])
+@pytest.mark.parametrize("rolls", [True, False])
+def test_a_course_is_walked_as_it_is_rolled_out(rolls: bool, sees_sink: bool):
+    settings = load_stage_settings(CONFIGS / "rolling_8gpu.yaml", [f"cache.clean_pass_sees_sink={sees_sink}"])
+    assert isinstance(settings, DmdSettings)
+    text = TextContext(torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1))
+    for frames in settings.lengths:
+        for exit_step in range(5):
+            asked, course = Asked(), course_at(settings, frames, exit_step, rolls)
+            list(Rollout(asked, course.passes, KVCache.empty(settings.cache), SeededNoise((0,)), text, (1, 1, 1)))
+            seen, clean = walked(settings.cache, course.passes)
+            assert [call for is_clean, call in asked.calls if not is_clean] == list(seen)
+            assert [call for is_clean, call in asked.calls if is_clean] == list(clean)
+
+
 def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention by the fused kernel in any dtype, as on a GPU."""
     return scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value))).transpose(1, 2)
@@ -165,24 +200,31 @@ def test_bytes_kept_for_the_backward_are_those_that_autograd_saves(
 
 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])
-@pytest.mark.parametrize("window", [9, None])
-def test_bytes_of_a_rollout_in_training_are_those_that_live(network: WanDiT, checkpointed: bool, window: int | None):
+@pytest.mark.parametrize(("rolls", "window"), [(False, 9), (False, None), (True, 12)])
+def test_bytes_of_a_rollout_in_training_are_those_that_live(
+    network: WanDiT, checkpointed: bool, rolls: bool, window: int | None
+):
     shape, settings = Shape.of(network, LATENT), CacheSettings(window_frames=window)
-    batch, frames = 2, 12
+    batch, frames = 2, 24 if rolls else 12  # four passes with gradient
+    sigmas = (1.0, 0.8)
+    schedule = tuple(rolling(sigmas, 1, chunks=8) if rolls else chunkwise(sigmas, grad_from=0, chunks=4))
     if checkpointed:
         network.enable_gradient_checkpointing()
     try:
         with LiveBytes() as live:
             rollout = Rollout(
                 Denoiser(network),
-                chunkwise((1.0, 0.8), grad_from=0),
+                schedule,
                 KVCache.empty(settings),
                 SeededNoise(tuple(range(batch))),
                 network.encode_text(torch.randn(batch, TEXT, 12)),
                 (16, *LATENT),
             )
-            x = torch.cat([next(rollout).latents for _ in range(frames // 3)], dim=1)
-            del rollout
+            pieces = [chunk.at_exit for chunk in rollout]
+            pieces += [chunk.at_exit for chunk in rollout.state.noisy if chunk.at_exit is not None]
+            x = torch.cat(pieces, dim=1)
+            assert x.shape[1] == frames
+            del rollout, pieces
             kept = live.live
             live.peak = live.live
             weights = [p for p in network.parameters() if p.requires_grad]
@@ -190,7 +232,7 @@ def test_bytes_of_a_rollout_in_training_are_those_that_live(network: WanDiT, che
             peak = live.peak
     finally:
         network.disable_gradient_checkpointing()
-    passes = rolled_out(settings, frames)
+    passes = [seen for seen, step in zip(walked(settings, schedule)[0], schedule, strict=True) if step.grad]
     assert kept == pytest.approx(batch * graph(shape, passes, TEXT, 4, checkpointed), rel=0.15)
     work = max(backward_work(shape, seen, TEXT, 4, checkpointed) for seen in passes)
     gradients = sum(4 * p.numel() for p in weights)
@@ -394,6 +436,40 @@ def test_gradients_through_the_clean_passes_are_counted(plan):
     settings = load_stage_settings(CONFIGS / "dmd_64gpu.yaml", ["kv_grad=clean"])
     clean = next(work for work in make_plan(settings, Cluster()).costs[0].work if work.what == "rollout, clean passes")
     assert clean.total(checkpointed=True) == 4 * clean.flops
+
+
+def test_rolling_rollouts_are_planned_by_their_share():
+    def flops(share: float) -> tuple[list[float], list[int]]:
+        settings = load_stage_settings(CONFIGS / "rolling_8gpu.yaml", [f"rolling_share={share}"])
+        made = make_plan(settings, Cluster())
+        return [cost.flops["both"] for cost in made.costs], [peak.total(LAYOUTS[3]) for peak in made.peaks]
+
+    (alone, least), (half, worst), (rolls, other) = flops(0.0), flops(0.5), flops(1.0)
+    assert half == pytest.approx([(a + b) / 2 for a, b in zip(alone, rolls, strict=True)])
+    assert worst == [max(pair) for pair in zip(least, other, strict=True)]
+    assert all(b > a for a, b in zip(alone, rolls, strict=True)), "windows denoise every chunk at every level"
+
+
+def test_rolling_windows_at_full_size_cost_what_was_counted_by_hand():
+    """Of 7 chunks in windows of 5 with exit 4: passes 0 to 9, of 1, 2, 3, 4, 5, 5, 5, 4, 3 and 2 chunks."""
+    made = make_plan(load_stage_settings(CONFIGS / "rolling_8gpu.yaml", ["longest_frames=null"]), Cluster())
+    work = {item.what: item for cost in made.costs for item in cost.work}
+    shape = Shape.of(meta_transformer(Path("wan-1.3b")), (60, 104))
+
+    def window(chunks: int, past: int) -> int:
+        return forward_flops(shape, Attended(3 * chunks, 3 * chunks * (3 * chunks + past), past=past), 512)
+
+    whole = [
+        window(*seen)
+        for seen in ((1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (5, 3), (5, 6), (4, 9), (3, 12), (2, 15), (1, 18))
+    ]
+    exits = {0: [0, 5, 10], 1: [1, 6], 2: [2, 7], 3: [3, 8], 4: [4, 9]}
+    each = sum(sum(whole[: ends[-1] + 1]) for ends in exits.values()) / 5
+    scored = sum(whole[number] for ends in exits.values() for number in ends) / 5
+    assert work["rolling windows"].flops == pytest.approx(each)
+    assert work["rolling windows, scored"].flops == pytest.approx(scored)
+    assert work["rolling windows, scored"].forwards == 0.5
+    assert work["rolling windows, not scored"].flops == pytest.approx(each - scored)
 
 
 SMALL = {

@@ -10,21 +10,30 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import in_processes
-from tiny_stages import distilling, flow_matching, write_latents
+from tiny_stages import SEED, distilling, flow_matching, write_latents
 from toy import learned, part
 
 from reward_forcing.logs import JsonLines
 from reward_forcing.training.distributed import ALONE, World
+from reward_forcing.training.rollouts import draw_course
+from reward_forcing.training.stage import Draw
 from reward_forcing.training.trainer import Trainer
 
-STAGES = ["flow_matching", "causal", "dmd", "re_dmd"]
+STAGES = ["flow_matching", "causal", "dmd", "re_dmd", "rolling"]
+ROLLING: dict[str, Any] = {
+    "rolling_share": 0.6,
+    "longest_frames": 12,
+    "switch_share": 0.5,
+    "cache": {"window_frames": 8, "chunk_frames": 2, "sink": {"kind": "ema", "frames": 2, "alpha": 0.9}},
+}
 
 
 @pytest.fixture
 def build(request: pytest.FixtureRequest, tiny_model_folder: Path, tmp_path: Path) -> Callable[..., Any]:
     """Builds the stage of the test's name: build(world=..., **changes)."""
-    if request.param in ("dmd", "re_dmd"):
-        return partial(distilling, tiny_model_folder, reward=request.param == "re_dmd", kv_grad="clean")
+    if request.param in ("dmd", "re_dmd", "rolling"):
+        changes = ROLLING if request.param == "rolling" else {}
+        return partial(distilling, tiny_model_folder, reward=request.param == "re_dmd", kv_grad="clean", **changes)
     latents = write_latents(tmp_path / "latents")
     return partial(flow_matching, tiny_model_folder, latents, causal=request.param == "causal")
 
@@ -80,6 +89,14 @@ def test_a_run_is_the_same_on_one_process_and_on_two_and_across_resumptions(
     alone, shared = (losses(tmp_path / name) for name in ("one", "two"))
     assert len(alone) == 5
     assert shared == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize("build", ["rolling"], indirect=True)
+def test_that_run_rolls_in_some_updates_of_each_role_and_not_in_others(build: Callable[..., Any]) -> None:
+    settings = build().settings
+    for role, steps in (("generator", (0, 2, 4)), ("fake_score", range(5))):
+        courses = [draw_course(settings, Draw.at(SEED, role, step).shared) for step in steps]
+        assert {any(step.is_exit for step in course.passes) for course in courses} == {True, False}, role
 
 
 def losses(out: Path) -> list[float]:

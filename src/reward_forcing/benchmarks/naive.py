@@ -125,7 +125,7 @@ class NaiveRollout:
             x = self._renoise(clean, self._draw(self.index, passes), self.context_noise)
         with_sink = self.settings.clean_pass_sees_sink
         self._forward(x, [self.context_noise] * x.shape[1], self.start, x.shape[1], with_sink)
-        chunk = Chunk(self.index, clean, self.start)
+        chunk = Chunk(self.index, clean, self.start, at_exit=clean)
         self.latents.append(x)
         self.index, self.start = self.index + 1, self.start + x.shape[1]
         return chunk

@@ -211,7 +211,7 @@ def _expected(found: str) -> str:
 
 
 def _found(roles: Mapping[str, Parameters]) -> str:
-    names = [name for state in roles.values() for name in state]
+    names = list(dict.fromkeys(name for state in roles.values() for name in state))
     if what := next((what for name, what in _OTHERS.items() if name in names), None):
         return f"this is {what}"
     return f"found {', '.join(names[:3])}"

@@ -95,8 +95,11 @@ def empty_network(config: Mapping[str, Any]) -> WanDiT:
         return WanDiT(**config)
 
 
-def check_fit(network: nn.Module, parameters: Mapping[str, LazyTensor]) -> None:
-    """Raise ValueError that lists the first missing, unexpected and misshapen parameters, if there are any."""
+def check_fit(network: nn.Module, parameters: Mapping[str, LazyTensor], what: str = "network") -> None:
+    """Raise ValueError that lists the first missing, unexpected and misshapen parameters, if there are any.
+
+    what: the network in words.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     problems = {
         "missing": sorted(expected.keys() - parameters.keys()),
@@ -109,7 +112,7 @@ def check_fit(network: nn.Module, parameters: Mapping[str, LazyTensor]) -> None:
     }
     told = [f"{len(names)} {kind} ({_first(names)})" for kind, names in problems.items() if names]
     if told:
-        raise ValueError(f"the weights do not fit the network: {'; '.join(told)}")
+        raise ValueError(f"the weights do not fit the {what}: {'; '.join(told)}")
 
 
 def original_config(network: WanDiT) -> dict[str, Any]:

@@ -130,8 +130,11 @@ def read_content(path: Path) -> dict[str, Any]:
     kind = _kind(path)
     if kind == "safetensors":
         return _read_safetensors(path)
+    # torch reads whatever is called .safetensors as such, unless it is given the open file
+    mapped = kind == "torch" and path.suffix != ".safetensors"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "torch")
+        with path.open("rb") as file:
+            content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # damaged bytes fail in any way: as a decoder's, an index's, a key's error
         if isinstance(error, pickle.UnpicklingError) and (found := _FOREIGN.search(str(error))):
             raise ValueError(
@@ -146,7 +149,7 @@ def read_content(path: Path) -> dict[str, Any]:
         raise ValueError(_damage(path, error)) from error
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' holds a {type(content).__name__}; expected a dict of tensors or of state dicts")
-    return _lazy(content, mapped=kind == "torch")
+    return _lazy(content, mapped)
 
 
 def save_safetensors(
@@ -260,7 +263,8 @@ def _only(folder: Path, found: list[Path]) -> Path:
 
 
 def _damage(path: Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines()
+    reason = lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__  # torch goes on to guess the cause
     return f"'{path}' is damaged or incomplete ({reason}); fetch it again"
 
 

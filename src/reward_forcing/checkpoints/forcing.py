@@ -58,7 +58,7 @@ def roles_of(content: Mapping[str, Any]) -> dict[str, dict[str, LazyTensor]]:
         own = {name: tensor for name, tensor in content.items() if name.startswith(COMFY_PREFIX)}
         states = {DEFAULT_ROLE: own or content}
     if not states:
-        held = ", ".join(list(content)[:5]) or "nothing"
+        held = f"{', '.join(list(content)[:5])}, which hold no tensors" if content else "no tensors"
         raise ValueError(f"expected a state dict, or state dicts by role such as generator and critic; found {held}")
     return {role: _cleaned(state) for role, state in states.items()}
 

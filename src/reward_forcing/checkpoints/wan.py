@@ -93,5 +93,6 @@ def _rename(name: str, names: Mapping[str, str]) -> str:
         return names[general].replace("{}", number)
     refuse_other_kinds((name,))
     near = [match.replace("{}", number) for match in difflib.get_close_matches(general, names, n=1)]
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"unknown parameter {name!r}{hint} Strip wrapper prefixes such as 'model.' first.")
+    hint = f"; did you mean {near[0]!r}?" if near else ", which no Wan2.1 transformer has"
+    wrapped = " Strip wrapper prefixes such as 'model.' first." if near and name.endswith(f".{near[0]}") else ""
+    raise ValueError(f"unknown parameter {name!r}{hint}{wrapped}")

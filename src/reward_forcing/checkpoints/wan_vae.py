@@ -11,6 +11,7 @@ from typing import Any
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
 
+from reward_forcing.checkpoints.diffusers import check_fit
 from reward_forcing.checkpoints.files import LazyTensor, read_content
 
 _QUANT = {"conv1": "quant_conv", "conv2": "post_quant_conv"}
@@ -87,12 +88,16 @@ def wan_vae_from_original(weights: Mapping[str, Tensor], **config: Any) -> Autoe
 
     Raises ValueError if a name is unknown, missing or of another shape than the config implies.
     """
+    return _wan_vae_of({name: LazyTensor.of(tensor, mapped=False) for name, tensor in weights.items()}, config)
+
+
+def _wan_vae_of(weights: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> AutoencoderKLWan:
+    """The VAE of original weights, which are read once they are known to fit."""
     vae = AutoencoderKLWan(**{**wan_vae_config(weights), **config})
     names = wan_vae_key_map(weights)
-    try:
-        vae.load_state_dict({names[name]: tensor for name, tensor in weights.items()})
-    except RuntimeError as error:
-        raise ValueError(f"the weights do not fit the VAE that they imply: {error}") from error
+    renamed = {names[name]: tensor for name, tensor in weights.items()}
+    check_fit(vae, renamed, "VAE that they imply")
+    vae.load_state_dict({name: tensor.read() for name, tensor in renamed.items()})
     return vae
 
 
@@ -102,9 +107,11 @@ def load_wan_vae(path: str | Path, **config: Any) -> AutoencoderKLWan:
     diffusers' defaults for `latents_mean` and `latents_std` are those of the published Wan2.1 VAE.
     Raises ValueError if the file cannot be read as weights or does not hold a Wan2.1 VAE.
     """
-    weights = {name: tensor.read() for name, tensor in read_content(Path(path)).items()}
+    weights = read_content(Path(path))
     try:
-        return wan_vae_from_original(weights, **config)
+        if strange := [name for name, tensor in weights.items() if not isinstance(tensor, LazyTensor)]:
+            raise ValueError(f"not the weights of a Wan2.1 VAE: '{strange[0]}' is no tensor")
+        return _wan_vae_of(weights, config)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from error
 

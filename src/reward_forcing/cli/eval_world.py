@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reward_forcing.streaming.model_folder import ModelFolder
 
 OPTIONS = {
-    "student": {"method"},
+    "student": {"method", "weights"},
     "teacher": {"vae", "text", "steps", "guidance", "shift"},
     "vae": {"vae"},
     "rendered": set[str](),
@@ -28,6 +28,7 @@ OPTIONS = {
 def world(
     out: Annotated[Path, typer.Option(help="Folder to write to; the same command again goes on where it stopped.")],
     model: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")] = "mini",
+    weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
     method: Annotated[str | None, typer.Option(help="How it streams; see rforce schedule.")] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="Judge this bidirectional transformer/ folder in place of the model's student.")
@@ -61,15 +62,15 @@ def world(
     part, kind = parse_share(share), _kind(teacher, only_vae, rendered)
     options = {"steps": steps, "guidance": guidance, "shift": shift}
     options = {name: value for name, value in options.items() if value is not None}
-    others = {"vae": vae, "text": text, "method": method}
+    others = {"vae": vae, "text": text, "method": method, "weights": weights}
     _check_options(kind, {*options, *(name for name, value in others.items() if value is not None)})
-    folder = open_model_folder(model, method)
+    folder = open_model_folder(model, method, weights)
     _check_clips(kind, folder, seconds)
     sampling = TeacherSampling.model_validate(options) if kind == "teacher" else None
     parts = _parts(kind, folder, teacher, vae or folder.path / "vae", text or folder.path)
     recipe = WorldRecipe(
         source=kind, model=model, weights={name: files_hash(find_weights(path)) for name, path in parts.items()},
-        streaming=folder.settings.model_dump(mode="json", exclude={"hint"}) if kind == "student" else {},
+        streaming=folder.settings.recorded() if kind == "student" else {},
         sampling=sampling, prompts=prompts, seconds=seconds, seed=seed, batch=batch, sheet=sheet,
     )  # fmt: skip
     command = shlex.join(["rforce", *sys.argv[1:]])

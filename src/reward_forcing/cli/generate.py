@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from reward_forcing.logs import console
 
 if TYPE_CHECKING:
+    from reward_forcing.streaming.given import Given
     from reward_forcing.streaming.model_folder import ModelFolder
     from reward_forcing.streaming.prompts import Timeline
     from reward_forcing.streaming.recording import Recording
@@ -26,19 +27,31 @@ EXIT_INTERRUPTED = 130
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the video shows.")],
-    seconds: Annotated[float | None, typer.Option(help=f"Length of the video. [default: {DEFAULT_SECONDS:g}]")] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help=f"Length of the video, with what it begins with. [default: {DEFAULT_SECONDS:g} new ones]"),
+    ] = None,
     endless: Annotated[bool, typer.Option("--endless", help="Go on until Ctrl-C.")] = False,
-    at: Annotated[list[str] | None, typer.Option(help="Change the prompt: '5s: a blue ball'. Repeatable.")] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(help="Change the prompt: '5s: a blue ball', from the video's beginning. Repeatable."),
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Begin with this picture.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Begin with this video and continue it.")] = None,
+    video_seconds: Annotated[
+        float | None, typer.Option(help="Begin with the last so many seconds of --video. [default: all]")
+    ] = None,
+    only_new: Annotated[bool, typer.Option("--only-new", help="Leave out what the video begins with.")] = False,
     seed: Annotated[int | None, typer.Option(help="Same seed, same video. [default: drawn]")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in multiples of 16. [default: the model's]")] = None,
     model: Annotated[str, typer.Option(help="Model folder, bundled model or hub id.")] = "mini",
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="reward, self, longlive, longlive-infinity, rolling or causvid. [default: the model's]"),
+        typer.Option(help="reward, self, longlive, .. (`rforce schedule --list`). [default: the model's]"),
     ] = None,
     switch: Annotated[
-        str | None, typer.Option(help="At --at: keep, recache, reset or blend. [default: the method's]")
+        str | None, typer.Option(help="At --at: keep, recache, reset, blend, flush or cut. [default: the method's]")
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: 'sink.alpha=0.9'. Repeatable.")
@@ -50,6 +63,7 @@ def generate(
 ) -> None:
     """Make a video of a prompt. The file plays at any moment, however the command ends."""
     from reward_forcing.rollout import SeededNoise
+    from reward_forcing.streaming.given import open_given
     from reward_forcing.streaming.methods import method_named
     from reward_forcing.streaming.model_folder import open_model_folder
     from reward_forcing.streaming.prompts import Timeline, parse_at
@@ -67,12 +81,20 @@ def generate(
     folder = open_model_folder(model, method, weights, changes)
     if pixels is not None:
         folder = folder.resized(*pixels)
+    taken = {"image": image, "video": video, "seconds": video_seconds, "shown": not only_new}
+    given = open_given(folder.geometry, folder.latent_channels, **taken)
+    if only_new and given is None:
+        raise ValueError("--only-new leaves out an --image or a --video, and none is given")
+    source = _source(folder, given, image or video)
     if length is not None:
-        timeline.check_reached(last_start(folder.geometry, length))
+        length += source["seconds"] if source and source["shown"] and seconds is None else 0
+        known = (given.latent_frames, given.hidden_frames) if given else ()
+        timeline.check_reached(last_start(folder.geometry, length, *known))
     scale = _scale(folder, scale)
 
-    recording = _make(folder, timeline, length, seed, out, overwrite, scale, quiet=as_json)
+    recording = _make(folder, timeline, length, seed, out, overwrite, scale, given, source, quiet=as_json)
     report = _report(folder, timeline, recording) | {"path": str(out), "model": model, "seed": seed, "scale": scale}
+    report["given"] = source
     print(json.dumps(report, indent=2) if as_json else _summary(report))
     if recording.interrupted and not endless:
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -94,6 +116,8 @@ def _make(
     out: Path,
     overwrite: bool,
     scale: int,
+    given: "Given | None",
+    source: dict[str, Any] | None,
     quiet: bool,
 ) -> "Recording":
     """Load the model and record the video."""
@@ -113,12 +137,39 @@ def _make(
 
         pipeline = StreamingVideoPipeline.load(folder)
         bar.update(task, total=None if seconds is None else geometry.frames_for(seconds), description=prompt[1])
-        stream = pipeline.stream(prompt[1], at=later, seed=seed, height=geometry.height, width=geometry.width)
+        begin = {} if given is None else {**given.as_argument, "shows_given": given.shown}
+        stream = pipeline.stream(prompt[1], at=later, seed=seed, height=geometry.height, width=geometry.width, **begin)
         comment = f"rforce, model {folder.path.name}, method {folder.settings.method}, seed {seed}"
+        if source is not None:
+            comment += f", {_words(source)}, sha256 {source['sha256']}"
         size = (geometry.height, geometry.width)
         named = {"title": prompt[1], "comment": comment, "overwrite": overwrite}
         writer = open_writer(out, geometry.fps, size, scale=scale, resample="bicubic", **named)
         return record(stream if seconds is None else stream.until(seconds), writer, show)
+
+
+def _source(folder: "ModelFolder", given: "Given | None", path: Path | None) -> dict[str, Any] | None:
+    """What the video begins with, for the report; None for noise."""
+    from reward_forcing.checkpoints.files import files_hash
+    from reward_forcing.streaming.video_sinks import png_frames
+
+    if given is None or path is None:
+        return None
+    frames = folder.geometry.frames_of(given.latent_frames)
+    return {
+        "kind": given.kind,
+        "path": str(path),
+        "sha256": files_hash(png_frames(path) if path.is_dir() else [path]),
+        "frames": frames,
+        "seconds": frames / folder.geometry.fps,
+        "shown": given.shown,
+    }
+
+
+def _words(source: dict[str, Any]) -> str:
+    """What the video begins with, in words."""
+    what = "" if source["kind"] == "image" else f"the last {source['frames']} frames ({source['seconds']:.2f} s) of "
+    return f"{'begins with' if source['shown'] else 'goes on from'} {what}{Path(source['path']).name}"
 
 
 def _report(folder: "ModelFolder", timeline: "Timeline", recording: "Recording") -> dict[str, Any]:
@@ -139,11 +190,12 @@ def _report(folder: "ModelFolder", timeline: "Timeline", recording: "Recording")
 def _summary(report: dict[str, Any]) -> str:
     speed, scale = report["speed"], report["scale"]
     enlarged = f", enlarged {scale} times for viewing (--scale)" if scale > 1 else ""
+    given = f"  {_words(report['given'])}\n" if report["given"] else ""
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in speed["stage_seconds"].items())
     return f"""{report["path"]}
   {report["frames"]} frames, {report["seconds"]:.2f} s at {report["video_fps"]} fps, \
 {report["width"]}x{report["height"]}{enlarged}
-  model {report["model"]}, method {report["method"]}, seed {report["seed"]}
+{given}  model {report["model"]}, method {report["method"]}, seed {report["seed"]}
   made at {speed["fps"]:.1f} fps, first frames after {speed["first_chunk_seconds"]:.2f} s
   counting {speed["fps_includes"]}
   stages: {stages}; video encoding runs beside them"""

@@ -28,9 +28,13 @@ SAME_TIME = 1e-6
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds, as its packets tell: seconds and frames, pixels of a frame as stored, and its title."""
+    """What a file holds, as its packets tell: seconds and frames, pixels of a frame as stored, and its title.
+
+    last: when the last frame begins, in seconds from the first.
+    """
 
     seconds: float
+    last: float
     frames: int
     height: int
     width: int
@@ -51,8 +55,9 @@ def look_at(path: Path) -> VideoInfo:
         if not packets:
             raise ValueError(f"'{path}' holds no frames")
         last = max(packets, key=lambda packet: packet.pts or 0)
-        length = (last.pts or 0) + (last.duration or 0) - min(packet.pts or 0 for packet in packets)
-        return VideoInfo(float(length * (last.time_base or 1)), len(packets), stream.height, stream.width, title)
+        unit, begins = last.time_base or 1, (last.pts or 0) - min(packet.pts or 0 for packet in packets)
+        seconds = float((begins + (last.duration or 0)) * unit)
+        return VideoInfo(seconds, float(begins * unit), len(packets), stream.height, stream.width, title)
 
 
 def frames_in(seconds: float, fps: float) -> int:
@@ -61,7 +66,12 @@ def frames_in(seconds: float, fps: float) -> int:
 
 
 def read_clip(path: Path, start: float, frames: int, fps: float, size: tuple[int, int]) -> Tensor:
-    """Frames [T, 3, H, W] float32 in [0, 1] at `start`, `start` + 1 / fps, ...: of the file's, those nearest in time.
+    """The frames that `read_pictures` reads, float32 in [0, 1]."""
+    return read_pictures(path, start, frames, fps, size).float() / 255
+
+
+def read_pictures(path: Path, start: float, frames: int, fps: float, size: tuple[int, int]) -> Tensor:
+    """Frames [T, 3, H, W] uint8 at `start`, `start` + 1 / fps, ...: of the file's, those nearest in time.
 
     Each is turned as the file says, cropped around its middle to the shape of `size` (height, width), pixels that are
     not square taken into account, and resized with antialiasing. Raises ValueError if the file cannot be read or ends
@@ -75,7 +85,7 @@ def read_clip(path: Path, start: float, frames: int, fps: float, size: tuple[int
     if pictures is None or len(pictures) < frames:
         got = len(pictures or ())
         raise ValueError(f"'{path}' ends {frames - got} frames before {times[-1] + 1 / fps:.2f} s")
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 def _pictures(path: Path, times: Sequence[float], size: tuple[int, int], seek: bool) -> list[np.ndarray] | None:

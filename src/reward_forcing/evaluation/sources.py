@@ -129,7 +129,7 @@ class StreamedSource:
         return MadeWith(
             weights=hash_once(find_weights(self.folder.transformer)),
             parts={part: hash_once(find_weights(self.folder.path / part)) for part in HASHED_PARTS},
-            settings=self.folder.settings.model_dump(mode="json", exclude={"hint"}),
+            settings=self.folder.settings.recorded(),
         )
 
     def load(self) -> StreamingVideoPipeline:

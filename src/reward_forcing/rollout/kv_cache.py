@@ -1,12 +1,13 @@
 """What of the past attention can see, and at which positions: the cache as a value.
 
 N layers, B batch, F latent frames, S tokens per latent frame, H heads, D head width.
-Owns eviction, the sink's place and the time positions. Knows neither the network that made the keys and values nor the
-passes that read them. Keys are stored un-rotated, so positions are free to change from chunk to chunk.
+Owns eviction and the sink's place; the times of what is seen stand in `positions`. Knows neither the network that made
+the keys and values nor the passes that read them. Keys are stored un-rotated, so positions are free to change from
+chunk to chunk.
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import BeforeValidator, PositiveInt, model_validator
@@ -15,7 +16,9 @@ from torch import Tensor
 from reward_forcing.config import Settings
 from reward_forcing.flow import widen
 from reward_forcing.models.attention import KV, Past
-from reward_forcing.rollout.sinks import FRAMES, EmaSink, SinkSettings
+from reward_forcing.rollout.positions import Cut, Positions, time_positions, with_cut, without_gone
+from reward_forcing.rollout.sink import FRAMES
+from reward_forcing.rollout.sinks import EmaSink, SinkSettings
 
 UNLIMITED = -1
 
@@ -40,7 +43,7 @@ class CacheSettings(Settings):
     window_frames: Annotated[PositiveInt | None, BeforeValidator(_window)] = 9
     chunk_frames: PositiveInt = 3
     sink: SinkSettings = EmaSink()
-    positions: Literal["relative", "absolute"] = "relative"
+    positions: Positions = "relative"
     clean_pass_sees_sink: bool = True
 
     @model_validator(mode="after")
@@ -82,9 +85,10 @@ class KVCache:
     A snapshot is a reference; holding one costs its own tensors and nothing of later caches. Every tensor owns its
     storage, of a size that stops growing once the window is full.
 
-    context: [sink | local past] in the network's dtype, keys and values [N, B, P, S, H, D], oldest first; None while
-    nothing is committed. sink: the sink in float32 [N, B, sink_frames, S, H, D]. committed, evicted: latent frames ever
-    committed and ever evicted. sink_updates: commits whose evicted frames went to the sink.
+    context: [what is seen of the sink | local past] in the network's dtype, keys and values [N, B, P, S, H, D], oldest
+    first; None while nothing is committed. sink: the sink in float32 [N, B, sink_frames, S, H, D]. committed, evicted:
+    latent frames ever committed and ever evicted. sink_updates: commits whose evicted frames went to the sink. cuts:
+    where time jumps (see `positions`).
     """
 
     settings: CacheSettings
@@ -93,6 +97,7 @@ class KVCache:
     committed: int = 0
     evicted: int = 0
     sink_updates: int = 0
+    cuts: tuple[Cut, ...] = ()
 
     @classmethod
     def empty(cls, settings: CacheSettings) -> "KVCache":
@@ -130,14 +135,8 @@ class KVCache:
         shown = sink + local
         if shown == 0:
             return None
-        device = self.context.keys.device
-        if self.settings.positions == "relative":
-            positions = torch.arange(shown + frames, device=device)
-        else:
-            start = self.committed - local
-            positions = torch.cat(
-                [torch.arange(sink, device=device), torch.arange(start, self.committed + frames, device=device)]
-            )
+        seen = range(self.committed - local, self.committed + frames)
+        positions = time_positions(self.settings.positions, sink, seen, self.cuts, self.context.keys.device)
         return Past(
             _show(self.context.keys, sink, local),
             _show(self.context.values, sink, local),
@@ -155,6 +154,23 @@ class KVCache:
         kept = max(self.sink_frames, self.frames - frames)
         context = KV(*(tensor[:, :, :kept].clone() for tensor in (self.context.keys, self.context.values)))
         return replace(self, context=context, committed=self.committed - frames)
+
+    def flushed(self, frames: int) -> "KVCache":
+        """The cache with no more of the local past than its newest `frames` frames, and the sink as it is.
+
+        What is dropped leaves no trace and does not count as evicted.
+        """
+        local = self.frames - self.sink_frames
+        if self.context is None or local <= frames:
+            return self
+        shown = (_show(tensor, self.sink_frames, frames) for tensor in (self.context.keys, self.context.values))
+        return replace(self, context=KV(*shown))
+
+    def cut(self, frames: int) -> "KVCache":
+        """The cache with a jump of `frames` latent frames of time after its newest frame; itself if it has none."""
+        if self.context is None:
+            return self
+        return replace(self, cuts=with_cut(self.cuts, Cut(self.committed, frames)))
 
     def commit(self, kv: KV, absorb: bool = True) -> "KVCache":
         """The cache after finished frames, whose clean keys and values are `kv` [N, B, F, S, H, D].
@@ -175,11 +191,13 @@ class KVCache:
         context, sink = (held or _no_frames(kv) for held in (self.context, self.sink))
         keys, sink_keys = self._advance(context.keys, sink.keys, kv.keys, to_sink, evict, absorb)
         values, sink_values = self._advance(context.values, sink.values, kv.values, to_sink, evict, absorb)
+        committed = self.committed + frames
         return replace(
             self,
             context=KV(keys, values),
             sink=KV(sink_keys, sink_values),
-            committed=self.committed + frames,
+            cuts=without_gone(self.cuts, self.sink_frames + to_sink, oldest=committed - (local - evict)),
+            committed=committed,
             evicted=self.evicted + evict * absorb,
             sink_updates=self.sink_updates + bool(evict and absorb and self.settings.sink.frames),
         )
@@ -199,7 +217,8 @@ class KVCache:
         if evict and absorb and policy.frames:
             gone = torch.cat([gone_old, gone_new], dim=FRAMES)
             sink = policy.absorb(sink, gone, slot=self.evicted % policy.frames)
-        return torch.cat([sink.to(new.dtype), kept_old, kept_new], dim=FRAMES), sink
+        seen = policy.show(sink, self.evicted + evict * absorb)
+        return torch.cat([seen.to(new.dtype), kept_old, kept_new], dim=FRAMES), sink
 
     def _check(self, kv: KV) -> None:
         if self.context is None:

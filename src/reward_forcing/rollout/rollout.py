@@ -24,18 +24,23 @@ KVGrad = Literal["none", "clean", "stale"]
 
 none: not at all, as the Self Forcing paper describes it. clean: through a clean pass that is part of the graph, which
 also makes the EMA-Sink differentiable (Reward Forcing, 3.4). stale: the values of the clean pass with the graph of the
-chunk's last denoising pass, which is what the published training code computes.
+last differentiable pass that the chunk was the oldest of, if there is one, which is what the published training code
+computes.
 """
 KV_GRADS: tuple[str, ...] = get_args(KVGrad)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A finished chunk: its number, its clean latents [B, f, C, h, w] in float32, and its first latent frame."""
+    """A finished chunk: its number, its clean latents [B, f, C, h, w] in float32, and its first latent frame.
+
+    at_exit: what its exit pass predicted of it, like `latents`, and the same where the schedule has no exits.
+    """
 
     index: int
     latents: Tensor
     start: int
+    at_exit: Tensor
 
 
 @dataclass(frozen=True)
@@ -47,15 +52,20 @@ class Finished:
     text: Text
     passes: int
     kv: KV | None = None
-    """Keys and values of its last pass, in the graph, where `kv_grad` is stale."""
+    """Where `kv_grad` is stale: keys and values of the pass whose graph it names."""
 
 
 @dataclass(frozen=True)
 class Noisy:
-    """A chunk in flight: its latents [B, f, C, h, w] in the network's dtype after `passes` passes."""
+    """A chunk in flight: its latents [B, f, C, h, w] in the network's dtype after `passes` passes.
+
+    at_exit: see `Chunk`, None before its exit pass. kv: see `Finished`.
+    """
 
     latents: Tensor
     passes: int = 0
+    at_exit: Tensor | None = None
+    kv: KV | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,12 @@ class RolloutState:
     def texts(self) -> tuple[tuple[int, TextContext], ...]:
         """The texts that the next chunk may read, with the first chunk of each, oldest first; `text` is the last."""
         return (*self.earlier, (self.since, self.text))
+
+
+def piece_lengths(frames: int, chunk: int) -> list[int]:
+    """How given latent frames are cut: whole chunks, before them one piece of what is left (an image is such a one)."""
+    rest, whole = frames % chunk, frames // chunk
+    return [*([rest] if rest else []), *[chunk] * whole]
 
 
 class Rollout:
@@ -203,21 +219,18 @@ class Rollout:
                 f"{len(self._state.noisy)} chunks are in flight; prime before the first chunk is generated"
             )
         self._settle()
-        chunk = self._shape[0]
-        first = latents.shape[1] % chunk or chunk
-        for piece in (latents[:, :first], *latents[:, first:].split(chunk, dim=1)):
-            if piece.shape[1]:
-                self._commit(piece.to(self._device), self._read(), self._state.index, passes=0)
-                self._advance(piece.shape[1], primed=1)
+        for piece in latents.split(piece_lengths(latents.shape[1], self._shape[0]), dim=1):
+            self._commit(piece.to(self._device), self._read(), self._state.index, passes=0)
+            self._advance(piece.shape[1], primed=1)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
-        self._settle()
         for step in self._schedule:
             if step.chunks[0] < self._state.index - self._state.primed:
                 continue  # before the state that was resumed
+            self._settle()
             chunk = self._run(step)
             if chunk is not None:
                 return chunk
@@ -237,32 +250,32 @@ class Rollout:
         if past is not None and past.keys.shape[1] != x.shape[0]:
             raise ValueError(f"the noise has {x.shape[0]} samples, the cache holds {past.keys.shape[1]}")
         with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
-            wants_kv = self._kv_grad == "stale" and step.finishes and torch.is_grad_enabled()
+            wants_kv = self._kv_grad == "stale" and torch.is_grad_enabled()
             prediction = self._denoiser(x, sigma, self._read(), past, want_kv=wants_kv)
-            x0 = prediction.x0
-        after = []
-        for number, before, clean, now, then in zip(
-            numbers, noisy, x0.detach().split(frames, dim=1), step.sigma, step.sigma_next, strict=True
-        ):
-            if then is not None:
-                passes = before.passes + 1
-                if step.fresh_noise:
-                    latents = self._add_noise(clean, number, passes, then)
-                else:
-                    latents = self._step(before, clean, now, then)
-                after.append(Noisy(latents, passes))
+            predicted = prediction.x0.split(frames, dim=1)
+        kept = [replace(chunk, passes=chunk.passes + 1) for chunk in noisy]
+        if step.is_exit:
+            kept = [replace(chunk, at_exit=x0) for chunk, x0 in zip(kept, predicted, strict=True)]
+        if prediction.kv is not None:
+            oldest = (tensor[:, :, :frames] for tensor in (prediction.kv.keys, prediction.kv.values))
+            kept[0] = replace(kept[0], kv=KV(*oldest))
+        after = [
+            replace(chunk, latents=self._next_level(chunk, number, x0.detach(), now, then, step.fresh_noise))
+            for number, chunk, x0, now, then in zip(numbers, kept, predicted, step.sigma, step.sigma_next, strict=True)
+            if then is not None
+        ]
         self._state = replace(state, noisy=(*after, *state.noisy[len(numbers) :]))
         if not step.finishes:
             return None
-        kv = prediction.kv and KV(*(tensor[:, :, :frames] for tensor in (prediction.kv.keys, prediction.kv.values)))
-        finished = x0[:, :frames].clone()  # a view would keep the whole joint window alive
-        return self._finish(finished, noisy[0].passes + 1, kv)
+        return self._finish(kept[0], predicted[0].clone(), step.is_exit)  # a view would keep the joint window alive
 
-    def _finish(self, latents: Tensor, passes: int, kv: KV | None) -> Chunk:
-        """Number a finished chunk, and leave its clean pass for later."""
-        chunk = Chunk(self._state.index, latents, self._state.start)
+    def _finish(self, noisy: Noisy, latents: Tensor, is_exit: bool) -> Chunk:
+        """Number a chunk finished with `latents`, and leave its clean pass for later."""
+        at_exit = latents if is_exit or noisy.at_exit is None else noisy.at_exit
+        chunk = Chunk(self._state.index, latents, self._state.start, at_exit)
         kept = latents if self._kv_grad == "clean" else latents.detach()
-        self._state = replace(self._state, pending=Finished(chunk.index, kept, self._read(), passes, kv))
+        pending = Finished(chunk.index, kept, self._read(), noisy.passes, noisy.kv)
+        self._state = replace(self._state, pending=pending)
         self._advance(self._shape[0])
         return chunk
 
@@ -353,10 +366,14 @@ class Rollout:
         pinned = noise.pin_memory() if self._device.type == "cuda" else noise
         return pinned.to(self._device, non_blocking=True)
 
-    def _step(self, noisy: Noisy, clean: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        """A chunk's latents after an Euler step of the flow ODE; in float32, returned in the network's dtype."""
+    def _next_level(
+        self, chunk: Noisy, index: int, clean: Tensor, sigma: float, sigma_next: float, fresh_noise: bool
+    ) -> Tensor:
+        """A chunk's latents after re-noising, or after an Euler step of the flow ODE, in the network's dtype."""
+        if fresh_noise:
+            return self._add_noise(clean, index, chunk.passes, sigma_next)
         now, then = (self._sigma(level, clean.shape[1]).expand(clean.shape[0], -1) for level in (sigma, sigma_next))
-        x = widen(noisy.latents)
+        x = widen(chunk.latents)
         return euler_step(x, x0_to_velocity(x, clean, now), now, then).to(self._dtype)
 
     def _add_noise(self, clean: Tensor, index: int, draw: int, sigma: float) -> Tensor:

@@ -4,10 +4,13 @@ Owns the order of noise levels over chunks. Knows no tensors. Chunks are numbere
 noise levels are sigmas in [0, 1].
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import cast
 
+from reward_forcing.config import named
 from reward_forcing.flow import TIMESTEPS
 
 
@@ -18,7 +21,8 @@ class Pass:
     chunks: consecutive chunk numbers. sigma, sigma_next: one entry per chunk; sigma_next None, allowed for the oldest,
     means that the chunk is finished by this pass and yielded. grad: the pass takes part in training. fresh_noise: the
     noise of the next level is drawn anew, as few-step samplers do; otherwise it is the one that the pass foresaw, which
-    makes the pass an Euler step of the flow ODE.
+    makes the pass an Euler step of the flow ODE. is_exit: training looks at what this pass predicts of its chunks,
+    finished or not; of a chunk without such a pass it looks at the finished one.
     Raises ValueError for entries that do not belong together.
     """
 
@@ -27,6 +31,7 @@ class Pass:
     sigma_next: tuple[float | None, ...]
     grad: bool = False
     fresh_noise: bool = True
+    is_exit: bool = False
 
     def __post_init__(self) -> None:
         if not self.chunks or not len(self.chunks) == len(self.sigma) == len(self.sigma_next):
@@ -58,7 +63,9 @@ def chunkwise(
     return _chunkwise(tuple(sigmas), grad_from, fresh_noise, chunks)
 
 
-def rolling(sigmas: Sequence[float], *, chunks: int | None = None) -> Iterator[Pass]:
+def rolling(
+    sigmas: Sequence[float], exit_window: int | None = None, grad_from: int = 0, *, chunks: int | None = None
+) -> Iterator[Pass]:
     """Passes that denoise as many chunks jointly as there are `sigmas`, each chunk noisier than the one before it.
 
     Rolling Forcing: with T sigmas, pass w holds chunks max(0, w - T + 1) .. w, and chunk b is at step w - b, so every
@@ -68,14 +75,69 @@ def rolling(sigmas: Sequence[float], *, chunks: int | None = None) -> Iterator[P
 
     The first `chunks` passes of every longer schedule, the endless one included, are the same, and with them chunks
     0 .. chunks - T. The last T - 1 chunks are not: nothing follows them here, where there they see their successors.
-    Raises ValueError unless the sigmas decrease strictly within (0, 1], and for no chunks.
+
+    exit_window: for training, a number in 0 .. T - 1, None for none. The passes w with w mod T = exit_window are exits:
+    each chunk is in exactly one of them, so they tile the video, and a tile has its chunks at different noise levels.
+    An exit whose last chunk is `grad_from` or later takes part in training. With `chunks`, the last exit is the last
+    pass: the same passes as without exits up to there, but what they would still finish is left unfinished.
+    Raises ValueError unless the sigmas decrease strictly within (0, 1], for no chunks, and for no such exit window.
     """
     _check(sigmas, chunks)
-    return _rolling(tuple(sigmas), chunks)
+    if exit_window is not None and not 0 <= exit_window < len(sigmas):
+        raise ValueError(f"exit_window must be in 0 .. {len(sigmas) - 1} for {len(sigmas)} sigmas, got {exit_window}")
+    return _rolling(tuple(sigmas), chunks, exit_window, grad_from)
 
 
-SCHEDULES: dict[str, Callable[..., Iterator[Pass]]] = {"chunkwise": chunkwise, "rolling": rolling}
-"""Every schedule by the name that settings call it: a function of the sigmas and, by name, the number of `chunks`."""
+Schedule = Callable[..., Iterator[Pass]]
+"""A function of the sigmas and, by name, the number of `chunks` (None: without end) that yields passes."""
+
+SCHEDULES: dict[str, Schedule] = {"chunkwise": chunkwise, "rolling": rolling}
+"""Every schedule of this package by the name that settings call it."""
+
+
+def schedule_named(name: str) -> Schedule:
+    """The schedule that settings call `name`: one of `SCHEDULES`, or a function from outside, `package.module:name`.
+
+    Raises ValueError for an unknown name, and for what cannot be called as a schedule; what it yields is checked by
+    `check_passes`.
+    """
+    schedule = named("schedule", name, SCHEDULES)
+    if not (callable(schedule) and _takes_sigmas_and_chunks(schedule)):
+        wanted = f"def {name.rpartition(':')[2]}(sigmas, *, chunks=None)"
+        raise ValueError(f"'{name}' is not a schedule; write it as a generator of passes, `{wanted}`")
+    return cast(Schedule, schedule)
+
+
+def _takes_sigmas_and_chunks(function: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(function).bind((1.0,), chunks=1)
+    except (TypeError, ValueError):  # the latter: a function that tells nothing of its parameters
+        return False
+    return True
+
+
+PATIENCE = 1000
+"""Passes after which a chunk that is still unfinished is taken for one that never will be."""
+
+
+def check_passes(passes: Iterable[Pass], chunks: int, schedule: str) -> None:
+    """Raise ValueError unless `passes`, of the schedule called so, finish `chunks` chunks once, in order, and end."""
+    wrong = f"the schedule '{schedule}', asked for {chunks} chunks,"
+    if not isinstance(passes, Iterable):
+        raise ValueError(f"{wrong} must yield passes, got {passes!r}")
+    done = unfinished = 0
+    for step in passes:
+        if not isinstance(step, Pass):
+            raise ValueError(f"{wrong} must yield passes (reward_forcing.rollout.Pass), got {step!r}")
+        if step.chunks[-1] >= chunks:
+            raise ValueError(f"{wrong} goes on to chunk {step.chunks[-1]}; chunks are numbered from 0")
+        if step.chunks[0] != done:
+            raise ValueError(f"{wrong} must begin every pass with the oldest unfinished chunk, {done}, got {step}")
+        done, unfinished = (done + 1, 0) if step.finishes else (done, unfinished + 1)
+        if unfinished == PATIENCE:
+            break
+    if done < chunks:
+        raise ValueError(f"{wrong} does not finish chunk {done}; the sigma_next of a chunk's last pass is None")
 
 
 def chunks_at_once(schedule: Iterable[Pass]) -> int:
@@ -100,13 +162,20 @@ def _chunkwise(
             yield Pass((chunk,), (sigma,), (sigma_next,), grad, fresh_noise)
 
 
-def _rolling(sigmas: tuple[float, ...], chunks: int | None) -> Iterator[Pass]:
+def _rolling(sigmas: tuple[float, ...], chunks: int | None, exit_window: int | None, grad_from: int) -> Iterator[Pass]:
     steps = _steps(sigmas)
-    for window in count() if chunks is None else range(chunks + len(steps) - 1):
+    for window in count() if chunks is None else range(_windows(len(steps), chunks, exit_window)):
         last = window if chunks is None else min(window, chunks - 1)
         inside = tuple(range(max(0, window - len(steps) + 1), last + 1))
         sigma, sigma_next = zip(*(steps[window - chunk] for chunk in inside), strict=True)
-        yield Pass(inside, sigma, sigma_next)
+        is_exit = window % len(steps) == exit_window
+        yield Pass(inside, sigma, sigma_next, grad=is_exit and last >= grad_from, is_exit=is_exit)
+
+
+def _windows(steps: int, chunks: int, exit_window: int | None) -> int:
+    """How many windows finish `chunks` chunks, or how many there are up to the last exit."""
+    windows = chunks + steps - 1
+    return windows if exit_window is None else windows - (windows - 1 - exit_window) % steps
 
 
 def _steps(sigmas: tuple[float, ...]) -> list[tuple[float, float | None]]:

@@ -1,46 +1,20 @@
 """What survives eviction: the sink's policies, as settings that are also the functions they name.
 
 N layers, B batch, K evicted frames, S tokens per latent frame, H heads, D head width.
-A policy owns how evicted frames change the sink. It knows neither when frames are evicted nor where the sink is kept;
-`KVCache.commit` decides both, and applies the policy to keys and values alike. A policy from outside derives from
-`Sink` and is called `package.module:Class` in settings.
+What a policy owns is told in `sink`. A new one is a class in a file of its own and a line in `SINKS`; one from outside
+derives from `Sink` and is called `package.module:Class` in settings.
 """
 
 from typing import Annotated, Literal
 
 import torch
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    SerializeAsAny,
-)
+from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny
 from torch import Tensor
 
-from reward_forcing.config import Variant, read_variant
+from reward_forcing.config import read_variant
 from reward_forcing.flow import widen
-
-FRAMES = 2
-"""The axis of frames in keys and values [N, B, F, S, H, D]."""
-
-
-class Sink(Variant):
-    """What a cache asks of a sink: how many frames it holds, and what evicted frames do to it.
-
-    kind: the policy's name in settings; of a class outside this package where to import it from. frames: latent frames
-    that the sink holds; the first ones ever committed fill it.
-    """
-
-    frames: NonNegativeInt = 3
-
-    def absorb(self, sink: Tensor, evicted: Tensor, slot: int) -> Tensor:
-        """The sink after frames were evicted, oldest first, the first of them into sink frame `slot`.
-
-        sink: [N, B, frames, S, H, D], un-rotated, float32. evicted: [N, B, K, S, H, D], any dtype. Returns float32 of
-        the sink's shape; pure and differentiable in both.
-        """
-        raise NotImplementedError
+from reward_forcing.rollout.rolling_sink import RollingSink
+from reward_forcing.rollout.sink import FRAMES, Sink
 
 
 class NoSink(Sink):
@@ -95,7 +69,12 @@ class EmaSink(Sink):
         return sink
 
 
-SINKS: dict[str, type[Sink]] = {"none": NoSink, "static": StaticSink, "ema": EmaSink}
+SINKS: dict[str, type[Sink]] = {
+    "none": NoSink,
+    "static": StaticSink,
+    "ema": EmaSink,
+    "rolling": RollingSink,
+}
 """Every sink of this package by the name that settings call it."""
 
 

@@ -1,12 +1,10 @@
 """What a new prompt does to the past: the switch policies, as settings that are also the functions they name.
 
 B batch, F latent frames, C latent channels, h, w latent rows and columns.
-A policy owns which cache the chunks under a new prompt see, and how much of each prompt they read. It knows neither
-when prompts change nor how a clean pass is run; `Rollout` decides both. A policy from outside derives from
-`SwitchPolicy` and is called `package.module:Class` in settings.
+What a policy owns is told in `switch`. A new one is a class in a file of its own and a line in `SWITCHES`; one from
+outside derives from `SwitchPolicy` and is called `package.module:Class` in settings.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -14,40 +12,11 @@ import torch
 from pydantic import BeforeValidator, PositiveInt, SerializeAsAny
 from torch import Tensor
 
-from reward_forcing.config import Variant, read_variant
-from reward_forcing.models.attention import KV
+from reward_forcing.config import read_variant
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
-
-Clean = Callable[[Tensor, KVCache], KV]
-"""Keys and values of latents [B, F, C, h, w] in a clean pass over a cache, under the text that the next chunk reads."""
-
-
-class SwitchPolicy(Variant):
-    """What a rollout asks of a switch policy; this one changes the text and nothing else.
-
-    kind: the policy's name in settings; of a class outside this package where to import it from. A policy holds no
-    state: what it needs of the past is kept by the rollout, so that a saved rollout resumes exactly.
-    """
-
-    def recall_frames(self, settings: CacheSettings) -> int | None:
-        """Latent frames before a switch that `cache` is to be given; None for all, as long as the video may be."""
-        return 0
-
-    def cache(self, cache: KVCache, recent: tuple[Tensor, ...], clean: Clean) -> KVCache:
-        """The cache that the first chunk under the new prompt sees, with chunks of the old size.
-
-        cache: the one so far, every finished chunk committed. recent: what the latest clean passes were given, latents
-        [B, F, C, h, w] of one chunk each, oldest first: `recall_frames`, as many as there have been. Pure.
-        """
-        return cache
-
-    def weights(self, ages: tuple[int, ...]) -> tuple[float, ...]:
-        """How much the next chunk reads of each prompt, oldest first, 1 in sum.
-
-        ages: chunks finished since each prompt was given, decreasing; 0 for one that no chunk has read. Prompts before
-        the first that weighs anything are forgotten, so memory is bounded if weights end at 0.
-        """
-        return (*(0.0 for _ in ages[1:]), 1.0)
+from reward_forcing.rollout.kv_flush import KVFlush
+from reward_forcing.rollout.rope_cut import RopeCut
+from reward_forcing.rollout.switch import Clean, SwitchPolicy
 
 
 class Keep(SwitchPolicy):
@@ -130,7 +99,14 @@ class Blend(SwitchPolicy):
         return tuple(own - later for own, later in pairwise(risen))
 
 
-SWITCHES: dict[str, type[SwitchPolicy]] = {"keep": Keep, "recache": Recache, "reset": Reset, "blend": Blend}
+SWITCHES: dict[str, type[SwitchPolicy]] = {
+    "keep": Keep,
+    "recache": Recache,
+    "reset": Reset,
+    "blend": Blend,
+    "flush": KVFlush,
+    "cut": RopeCut,
+}
 """Every switch policy of this package by the name that settings call it."""
 
 

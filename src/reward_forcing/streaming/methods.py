@@ -5,7 +5,7 @@ of `METHODS`; knows no network and no file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -21,25 +21,28 @@ from reward_forcing.config import Settings, apply_override, unknown
 from reward_forcing.flow import warp_denoising_steps
 from reward_forcing.geometry import Geometry
 from reward_forcing.rollout import (
-    SCHEDULES,
     CacheSettings,
     EmaSink,
     Keep,
+    KVFlush,
     NoSink,
     Pass,
     Recache,
+    RollingSink,
     SinkSettings,
     StaticSink,
     SwitchSettings,
+    check_passes,
     chunks_at_once,
+    schedule_named,
 )
+from reward_forcing.rollout.positions import Positions
 
 DEFAULT_METHOD = "reward"
 
 
 def _schedule(name: str) -> str:
-    if name not in SCHEDULES:
-        raise ValueError(unknown("schedule", name, SCHEDULES))
+    schedule_named(name)
     return name
 
 
@@ -62,13 +65,13 @@ class ClipSettings(Settings):
 class Method(Settings):
     """How chunks are denoised and what they see of the past.
 
-    denoising_steps count 1..1000 before the `shift` of the noise schedule; schedule, one of `SCHEDULES`, spreads them
-    over the chunks. chunk_frames, window_frames: latent frames; the window counts the sink and all chunks that are
-    denoised together, None keeps everything. clean_pass_sees_sink: see `CacheSettings`. context_noise: sigma at which
-    finished chunks enter the cache. clips: how a long video is made of clips, None for one without end. switch: what a
-    new prompt does to the cache.
-    Raises ValueError for steps that do not decrease, for a window without room for the sink and what is denoised
-    together, and for clips that do not fit chunk and schedule.
+    denoising_steps count 1..1000 before the `shift` of the noise schedule; schedule, one of `SCHEDULES` or a
+    function from outside (`package.module:name`), spreads them over the chunks. chunk_frames, window_frames: latent
+    frames; the window counts the sink and all chunks that are denoised together, None keeps everything.
+    clean_pass_sees_sink: see `CacheSettings`. context_noise: sigma at which finished chunks enter the cache. clips: how
+    a long video is made of clips, None for one without end. switch: what a new prompt does to the cache.
+    Raises ValueError for steps that do not decrease, for a schedule that is none, for a window without room for the
+    sink and what is denoised together, and for clips that do not fit chunk and schedule.
     """
 
     denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
@@ -77,7 +80,7 @@ class Method(Settings):
     chunk_frames: PositiveInt = 3
     window_frames: Annotated[PositiveInt | None, BeforeValidator(lambda value: None if value == -1 else value)] = 9
     sink: SinkSettings = EmaSink()
-    positions: Literal["relative", "absolute"] = "relative"
+    positions: Positions = "relative"
     clean_pass_sees_sink: bool = True
     context_noise: Annotated[NonNegativeFloat, Field(lt=1.0)] = 0.0
     clips: ClipSettings | None = None
@@ -85,6 +88,7 @@ class Method(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Method":
+        check_passes(self.passes(self._trial), self._trial, self.schedule)
         self.cache.local_frames(self.chunks_at_once * self.chunk_frames)
         if self.clips is not None:
             self.clips.check_fit(self.chunk_frames)
@@ -102,12 +106,17 @@ class Method(Settings):
 
     def passes(self, chunks: int | None = None) -> Iterator[Pass]:
         """The schedule of `chunks` chunks, None without end."""
-        return SCHEDULES[self.schedule](self.sigmas, chunks=chunks)
+        return schedule_named(self.schedule)(self.sigmas, chunks=chunks)
 
     @property
     def chunks_at_once(self) -> int:
         """The most chunks that are denoised together."""
-        return chunks_at_once(self.passes(chunks=2 * len(self.sigmas)))
+        return chunks_at_once(self.passes(self._trial))
+
+    @property
+    def _trial(self) -> int:
+        """As many chunks as tell what the schedule does."""
+        return 2 * len(self.sigmas)
 
     @property
     def cache(self) -> CacheSettings:
@@ -125,7 +134,8 @@ class StreamingSettings(Method):
     """A method together with the size and rate of the videos: the key `streaming` of a model folder.
 
     height, width: pixels. fps: pixel frames per second of video. hint: what the model can show, for a prompt that it
-    cannot read. The defaults are those of Wan2.1 at 480p.
+    cannot read. trained_to_continue: whether the weights were trained to go on from a given image or video. The
+    defaults are those of Wan2.1 at 480p.
     """
 
     method: str = DEFAULT_METHOD
@@ -133,6 +143,11 @@ class StreamingSettings(Method):
     width: PositiveInt = 832
     fps: PositiveInt = 16
     hint: str = ""
+    trained_to_continue: bool = False
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that decide the frames, for the record of a video; not what is only said about the weights."""
+        return self.model_dump(mode="json", exclude={"hint", "trained_to_continue"})
 
     def geometry(
         self, spatial_factor: int = 8, temporal_factor: int = 4, patch: tuple[int, int, int] = (1, 2, 2)
@@ -167,10 +182,17 @@ METHODS: dict[str, Method] = {
         positions="absolute",
         clips=ClipSettings(frames=21, overlap_frames=3),
     ),
+    # three for networks of Self Forcing, whose window they keep: our readings of descriptions (docs/errata.md). The
+    # size of this sink is ours, all but one chunk of the past
+    "rolling-sink": Method(window_frames=21, sink=RollingSink(frames=15), positions="relative"),
+    # the Deep Sink of Deep Forcing (arXiv 2512.05081): half the window, moved to just before the rest. Left out: its
+    # Participative Compression keeps the tokens that the newest queries attend to most, and a cache is given no queries
+    "deep-forcing": Method(window_frames=21, sink=StaticSink(frames=10), positions="relative"),
+    "infinity-rope": Method(window_frames=21, sink=StaticSink(frames=1), positions="relative", switch=KVFlush()),
 }
 """Every method by name, with the numbers of its publication."""
 
-OF_THE_WEIGHTS = ("denoising_steps", "shift", "chunk_frames", "height", "width", "fps", "hint")
+OF_THE_WEIGHTS = ("denoising_steps", "shift", "chunk_frames", "height", "width", "fps", "hint", "trained_to_continue")
 """What a network was trained with, so that a model's own value counts whatever the method."""
 
 

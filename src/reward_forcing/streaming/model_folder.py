@@ -78,8 +78,9 @@ def open_model_folder(
     """The model called `name` (see `find_model`), checked as far as headers and configurations tell.
 
     method: one of `METHODS`; None takes the model's own. weights: a checkpoint of any known format whose transformer
-    replaces the folder's; where it does not tell its number of heads, they are the folder's. changes: settings over the
-    method's and the model's, see `streaming_settings`.
+    replaces the folder's; where it does not tell its number of heads, they are the folder's, and what the folder says
+    its own were trained for does not hold for it. changes: settings over the method's and the model's, see
+    `streaming_settings`.
     Raises FileNotFoundError if a part is missing, ValueError for a folder of another kind, parts
     that do not fit together, damaged weights and settings that make no sense.
     """
@@ -96,10 +97,13 @@ def open_model_folder(
     ):
         if has != needs:
             raise ValueError(f"'{path}': the transformer expects {needs} {other}, the {part} gives {has}")
-    settings = _settings(path / INDEX, index.get("streaming", {}), method, changes)
+    own = index.get("streaming", {})
+    if weights is not None:
+        own = {name: value for name, value in own.items() if name != "trained_to_continue"}
+    settings = _settings(path / INDEX, own, method, changes)
     geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, network.patch)
     heads = network.config["num_attention_heads"]
-    trained_for = index.get("streaming", {}).get("method") if weights is None else None
+    trained_for = own.get("method") if weights is None else None
     return ModelFolder(path, transformer, heads, settings, geometry, network.config["in_channels"], trained_for)
 
 
@@ -187,11 +191,10 @@ def _settings(
     index: Path, own: Mapping[str, Any], method: str | None, changes: Sequence[str] | Mapping[str, Any]
 ) -> StreamingSettings:
     """The settings of a folder with the user's changes; a folder by itself can name no code to import."""
-    for name, policy in own.items():
-        if isinstance(policy, Mapping) and ":" in str(policy.get("kind")):
-            raise ValueError(
-                f"'{index}' asks for the {name} '{policy['kind']}', which is code; only your own settings may"
-            )
+    for name, value in own.items():
+        called = value.get("kind") if isinstance(value, Mapping) else value if name == "schedule" else None
+        if ":" in str(called):
+            raise ValueError(f"'{index}' asks for the {name} '{called}', which is code; only your own settings may")
     try:
         unchanged = streaming_settings(own, method)
     except ValidationError as error:

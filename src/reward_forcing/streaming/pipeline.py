@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -23,15 +23,37 @@ from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
 from reward_forcing.streaming.clips import Clips
+from reward_forcing.streaming.given import Clip, Given, Picture, open_given
 from reward_forcing.streaming.methods import StreamingSettings
 from reward_forcing.streaming.model_folder import BUNDLED, ModelFolder, open_model_folder, write_model_folder
-from reward_forcing.streaming.prompts import At, Prompts, Timeline, changes_of
-from reward_forcing.streaming.stream import VideoStream, last_start
+from reward_forcing.streaming.prompts import At, Prompts, Timeline
+from reward_forcing.streaming.stream import VideoStream
 
 EMBEDDINGS_KEPT = 16
 """Prompts whose embeddings a pipeline remembers (8 MiB each for Wan2.1), so that none is encoded twice in a row."""
 
+UNTRAINED_TO_CONTINUE = (
+    "nothing says that this model's weights were trained to go on from given frames, so what follows may not fit them; "
+    "where they were, say trained_to_continue=true among its settings"
+)
+
 logger = logging.getLogger(__name__)
+
+
+class StreamOptions(TypedDict, total=False):
+    """The arguments of `StreamingVideoPipeline.stream` that go by name."""
+
+    at: At | None
+    switch: SwitchPolicy | None
+    seed: int | None
+    seeds: Sequence[int] | None
+    height: int | None
+    width: int | None
+    image: Picture | None
+    video: Clip | None
+    video_seconds: float | None
+    latents: Tensor | None
+    shows_given: bool
 
 
 class StreamingVideoPipeline:
@@ -106,6 +128,11 @@ class StreamingVideoPipeline:
         seeds: Sequence[int] | None = None,
         height: int | None = None,
         width: int | None = None,
+        image: Picture | None = None,
+        video: Clip | None = None,
+        video_seconds: float | None = None,
+        latents: Tensor | None = None,
+        shows_given: bool = True,
     ) -> VideoStream:
         """The endless video of `prompt`, or a batch of them: one prompt for each sample, or one that all share.
 
@@ -113,16 +140,27 @@ class StreamingVideoPipeline:
         method's policy, such as `Blend(chunks=2)`. seed: of every sample (0 if not given); seeds: one for each. A
         sample depends on its own prompt and seed only, and the frames of a shorter video begin a longer one.
         height, width: pixels, in place of the model's own.
-        Raises ValueError for empty prompts, bad times, counts that do not fit, and sizes that do not divide.
+
+        image, video or latents: what the video begins with, for all samples or one for each; see `open_given` for how
+        files are read, cropped, resampled and cut. video_seconds: take the last so many of the video. latents:
+        [1 or B, F, C, h, w], such as a rollout made. The video shows what is given, as the VAE renders it, and times
+        count from its beginning; with shows_given False both begin with the first new frame.
+        Raises ValueError for empty prompts, bad times, counts that do not fit, sizes that do not divide, and as
+        `open_given` does.
         """
         timeline = Timeline.of(prompt, at)
-        noise = SeededNoise(_samples([prompts for _, prompts in timeline.changes], seed, seeds))
         geometry = self.geometry if height is None else replace(self.geometry, height=height)
         geometry = geometry if width is None else replace(geometry, width=width)
+        channels = self.transformer.config["in_channels"]
+        sources = {"image": image, "video": video, "latents": latents}
+        given = open_given(geometry, channels, **sources, seconds=video_seconds, shown=shows_given)
+        noise = SeededNoise(_samples([prompts for _, prompts in timeline.changes], seed, seeds, given))
+        if given is not None and given.kind != "latents" and not self.settings.trained_to_continue:
+            logger.warning(UNTRAINED_TO_CONTINUE)
         for text in dict.fromkeys(text for _, prompts in timeline.changes for text in prompts):
             self.warn_of_unknown_words(text)
         weight = self.transformer.patch_embedding.weight
-        shape = (self.transformer.config["in_channels"], geometry.latent_height, geometry.latent_width)
+        shape = (channels, geometry.latent_height, geometry.latent_width)
 
         def make_rollout(text: TextContext) -> Rollout:
             denoiser, cache = Denoiser(self.transformer), KVCache.empty(self.settings.cache)
@@ -136,29 +174,18 @@ class StreamingVideoPipeline:
             return self.encode(prompts).expand(len(noise.seeds))
 
         clips = Clips(self.settings.clips, self.vae, geometry)
-        batch = len(noise.seeds)
-        return VideoStream(make_rollout, encode, self.vae, geometry, timeline, batch, clips, self.warn_of_unknown_words)
+        batch, tell = len(noise.seeds), self.warn_of_unknown_words
+        return VideoStream(make_rollout, encode, self.vae, geometry, timeline, batch, clips, tell, given)
 
-    def generate(
-        self,
-        prompt: str | Sequence[str],
-        seconds: float,
-        *,
-        at: At | None = None,
-        switch: SwitchPolicy | None = None,
-        seed: int | None = None,
-        seeds: Sequence[int] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-    ) -> Tensor:
+    def generate(self, prompt: str | Sequence[str], seconds: float, **options: Unpack[StreamOptions]) -> Tensor:
         """Frames [B, T, 3, H, W] in [0, 1], float32 on the CPU, that last `seconds`; arguments as in `stream`.
 
-        Raises ValueError, before anything is computed, also for `seconds` that are not positive and finite and for a
-        prompt that would begin after the last chunk.
+        What is given counts for `seconds` if it is shown.
+        Raises ValueError, before anything is computed, also for `seconds` that are not positive and finite or end
+        within what is given, and for a prompt that would begin after the last chunk.
         """
-        at = changes_of(at)
-        Timeline.of(prompt, at).check_reached(last_start(self.geometry, seconds))
-        stream = self.stream(prompt, at=at, switch=switch, seed=seed, seeds=seeds, height=height, width=width)
+        stream = self.stream(prompt, **options)
+        stream.timeline.check_reached(stream.last_start(seconds))
         return torch.cat([chunk.frames.cpu() for chunk in stream.until(seconds)], dim=1)
 
     @torch.inference_mode()
@@ -193,14 +220,19 @@ class StreamingVideoPipeline:
         return f"this model does not know {listed} and makes a video of the rest. {self.settings.hint}".rstrip()
 
 
-def _samples(prompts: Sequence[Prompts], seed: int | None, seeds: Sequence[int] | None) -> tuple[int, ...]:
-    """One seed for each sample of the batch that all prompts and seeds agree on."""
+def _samples(
+    prompts: Sequence[Prompts], seed: int | None, seeds: Sequence[int] | None, given: Given | None
+) -> tuple[int, ...]:
+    """One seed for each sample of the batch that all prompts, seeds and what is given agree on."""
     if seed is not None and seeds is not None:
         raise ValueError("give either seed, for all samples, or seeds, one for each")
     counts = {len(several) for several in prompts if len(several) > 1}
     if seeds is not None:
         counts |= {len(seeds)}
+    if given is not None and given.batch > 1:
+        counts |= {given.batch}
     if len(counts) > 1:
-        raise ValueError(f"expected as many prompts as seeds, or a single one; got {sorted(counts)}")
+        several = "prompts as seeds" if given is None else "prompts, seeds and given beginnings"
+        raise ValueError(f"expected as many {several}, or a single one; got {sorted(counts)}")
     batch = counts.pop() if counts else 1
     return tuple(seeds) if seeds is not None else (seed or 0,) * batch

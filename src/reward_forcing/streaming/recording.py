@@ -33,10 +33,12 @@ class FrameWriter(Protocol):
 class Recording:
     """What `record` measured: frames, wall seconds until all were encoded, seconds until the first chunk and by stage.
 
-    stages: see `stream.STAGES`; video encoding runs beside them. interrupted: by Ctrl-C.
+    given: frames among them that the video began with; the first chunk is the first that was made. stages: see
+    `stream.STAGES`; video encoding runs beside them. interrupted: by Ctrl-C.
     """
 
     frames: int = 0
+    given: int = 0
     wall: float = 0.0
     first_chunk: float = 0.0
     stages: Counter[str] = field(default_factory=Counter)
@@ -44,8 +46,8 @@ class Recording:
 
     @property
     def fps(self) -> float:
-        """Frames per second of wall time; what this counts is `INCLUDED`."""
-        return self.frames / self.wall if self.wall else 0.0
+        """Frames made per second of wall time; what this counts is `INCLUDED`."""
+        return (self.frames - self.given) / self.wall if self.wall else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers by name, for JSON."""
@@ -72,8 +74,10 @@ def record(
             for chunk in chunks:
                 background.write(chunk.frames[0])
                 recording.frames += chunk.frames.shape[1]
+                recording.given += chunk.frames.shape[1] if chunk.given else 0
                 recording.wall = time.perf_counter() - started
-                recording.first_chunk = recording.first_chunk or recording.wall
+                if not chunk.given:
+                    recording.first_chunk = recording.first_chunk or recording.wall
                 recording.stages.update(chunk.seconds)
                 on_chunk(chunk, recording)
     except KeyboardInterrupt:

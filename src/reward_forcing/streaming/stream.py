@@ -4,7 +4,6 @@ B batch, T pixel frames, C latent channels, h, w latent rows and columns. Owns t
 passes, clean pass, decoding. Knows no folders and no file formats.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,12 +17,13 @@ from reward_forcing.models.attention import TextContext
 from reward_forcing.models.vae import StreamingVAE, VAEState
 from reward_forcing.rollout import Rollout
 from reward_forcing.streaming.clips import Clips
+from reward_forcing.streaming.given import Given
 from reward_forcing.streaming.prompts import Prompts, Timeline, check_prompts
 
 STAGES = ("text", "dit", "commit", "decode")
 """What a chunk's time goes to: a new prompt's text encoder and cross-attention keys; the denoising passes; the clean
 pass of the chunk before, whose keys and values enter the cache, and what a new prompt computes anew, or the beginning
-of a new clip; the VAE."""
+of a new clip, or the encoding of given frames; the VAE."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class VideoChunk:
     """What one step of a stream adds to the video.
 
     frames: [B, T, 3, H, W] in [0, 1], float32, on the pipeline's device. start_frame, start_time: number and time, in
-    seconds, of its first frame. prompts: those in force, one or B. seconds: wall time by stage, see `STAGES`.
+    seconds, of its first frame. prompts: those in force, one or B. seconds: wall time by stage, see `STAGES`. given:
+    it was not made, but is part of the image or video that the stream begins with.
     """
 
     index: int
@@ -40,6 +41,7 @@ class VideoChunk:
     start_time: float
     prompts: Prompts
     seconds: dict[str, float]
+    given: bool = False
 
     @property
     def prompt(self) -> str:
@@ -56,7 +58,9 @@ class VideoStream(Iterator[VideoChunk]):
     of, to be read between two chunks.
 
     make_rollout: text context -> rollout. encode: prompts -> their text context. clips: what the video is made of.
-    on_prompt: is told of prompts set.
+    on_prompt: is told of prompts set. given: what the video begins with. Its chunks come first: encoded, pushed through
+    the cache under the prompt of their time and decoded again, so that the first new frames follow without a seam;
+    where they are not shown, the first chunk is the first new one, and frames and times count from it.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class VideoStream(Iterator[VideoChunk]):
         batch: int,
         clips: Clips,
         on_prompt: Callable[[str], None],
+        given: Given | None = None,
     ) -> None:
         self.geometry = geometry
         self.timeline = timeline
@@ -83,6 +88,10 @@ class VideoStream(Iterator[VideoChunk]):
         self._make_rollout = make_rollout
         self._rollout: Rollout | None = None
         self._clips = clips
+        self._given = iter(()) if given is None else given.pieces(vae, geometry, batch)
+        self._given_frames = 0 if given is None else given.latent_frames
+        self._hidden_frames = 0 if given is None else given.hidden_frames
+        self._hidden_chunks = 0
 
     @property
     def rollout(self) -> Rollout:
@@ -108,9 +117,22 @@ class VideoStream(Iterator[VideoChunk]):
         self._prompts = prompts
 
     def __next__(self) -> VideoChunk:
+        start, frames, is_given = self._advance()
+        while is_given and self._hidden_frames:
+            self._hidden_chunks += 1
+            start, frames, is_given = self._advance()
+        index = self.rollout.state.index - 1 - self._clips.repeated_chunks - self._hidden_chunks
+        seconds = dict.fromkeys(STAGES, 0.0) | self._clock.take()
+        # Cloned out here: outside inference mode, inference tensors cannot be written to.
+        return VideoChunk(index, frames.clone(), start, self._last_start, self._prompts, seconds, is_given)
+
+    def _advance(self) -> tuple[int, Tensor, bool]:
+        """The number of the first frame of the next chunk, its frames, and whether they were given."""
         start = self.geometry.frames_of(self.rollout.state.start - self._clips.repeated_frames)
+        start -= self.geometry.frames_of(self._hidden_frames)
         time = start / self.geometry.fps
         self._prompts = self.timeline.due(self._last_start, time) or self._prompts
+        self._last_start = time
         with torch.inference_mode():
             if self._prompts != self._encoded:
                 with self._measure("text"):
@@ -119,19 +141,22 @@ class VideoStream(Iterator[VideoChunk]):
                     self.rollout.text = text
                 self._encoded = self._prompts
             with self._measure("commit"):
-                if self._clips.is_over(self.rollout):
+                given = next(self._given, None)
+                if given is not None:
+                    self.rollout.prime(given)
+                elif self._clips.is_over(self.rollout):
                     self.vae_state = self._clips.begin(self.rollout)
                 _ = self.rollout.cache
             with self._measure("dit"):
-                chunk = next(self.rollout)
+                latents = next(self.rollout).latents if given is None else given
             with self._measure("decode"):
-                frames, self.vae_state = self._vae.decode(chunk.latents, self.vae_state)
+                frames, self.vae_state = self._vae.decode(latents, self.vae_state)
             self._clips.keep(frames)
-        self._last_start = time
-        index = chunk.index - self._clips.repeated_chunks
-        seconds = dict.fromkeys(STAGES, 0.0) | self._clock.take()
-        # Cloned out here: outside inference mode, inference tensors cannot be written to.
-        return VideoChunk(index, frames.clone(), start, time, self._prompts, seconds)
+        return start, frames, given is not None
+
+    def last_start(self, seconds: float) -> float:
+        """When the last chunk of a video of `seconds` begins, see `last_start`."""
+        return last_start(self.geometry, seconds, self._given_frames, self._hidden_frames)
 
     def until(self, seconds: float) -> Iterator[VideoChunk]:
         """The chunks of the next `seconds` of video, the last one cut to the frame.
@@ -155,7 +180,18 @@ class VideoStream(Iterator[VideoChunk]):
                 torch.cuda.synchronize(self._vae.vae.device)
 
 
-def last_start(geometry: Geometry, seconds: float) -> float:
-    """When, in seconds, the last chunk of a video of `seconds` begins."""
-    chunks = math.ceil(geometry.latent_frames_for(seconds) / geometry.chunk_frames)
-    return geometry.frames_of((chunks - 1) * geometry.chunk_frames) / geometry.fps
+def last_start(geometry: Geometry, seconds: float, given_frames: int = 0, hidden_frames: int = 0) -> float:
+    """When, in seconds, the last chunk of a video of `seconds` begins.
+
+    given_frames, hidden_frames: latent frames that the stream begins with, and those of them that it does not show.
+    Raises ValueError unless the video goes on after what is given.
+    """
+    hidden, given = geometry.frames_of(hidden_frames), geometry.frames_of(given_frames)
+    before_last = geometry.latent_frames_within(hidden + geometry.frames_for(seconds) - 1)  # end before the last frame
+    if given_frames and hidden + geometry.frames_for(seconds) <= given:
+        raise ValueError(
+            f"the given frames last {given / geometry.fps:.2f} s, and the video with them is to last {seconds:g} s; "
+            "make it longer, or take less of what is given"
+        )
+    chunks = (before_last - given_frames) // geometry.chunk_frames
+    return (geometry.frames_of(given_frames + chunks * geometry.chunk_frames) - hidden) / geometry.fps

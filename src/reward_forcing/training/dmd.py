@@ -12,24 +12,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from reward_forcing.flow import add_noise, warp_denoising_steps
+from reward_forcing.flow import add_noise
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.rewards import Rater, Reward, RewardSettings, rate
-from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
+from reward_forcing.rollout.kv_cache import KVCache
 from reward_forcing.rollout.noise import SeededNoise
 from reward_forcing.rollout.rollout import KVGrad, Rollout
-from reward_forcing.rollout.schedule import chunkwise
 from reward_forcing.training.losses import dmd_gradient, dmd_loss, flow_loss, score_sigma
 from reward_forcing.training.networks import load_vae, place_transformer, save_transformer
 from reward_forcing.training.prompt_sources import FilePrompts, WorldPrompts
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
+from reward_forcing.training.rollouts import Course, RolloutSettings, draw_course, streamed_course
 from reward_forcing.training.sampling import guided_x0
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
@@ -38,21 +38,19 @@ WATCH_BATCH = 8
 """Clips that are rolled out side by side for the watched rewards."""
 
 
-class DmdSettings(StageSettings):
-    """Settings of the DMD stage.
+class DmdSettings(RolloutSettings):
+    """Settings of the DMD stage: those of its rollouts, and
 
-    generator, real_score, fake_score: transformer folders to start from (fake_score: the teacher if left out). frames:
-    latent frames that the scores look at. longest_frames: rollouts last from `frames` up to so many, by whole chunks;
-    of a longer one the last `frames` count, the first of them encoded anew as the single frame that begins a clip, and
-    the first chunk of them has no gradient (Self Forcing). kv_grad: see `rollout.KVGrad`. latent_size: rows and columns
-    of a latent frame. guidance: the teacher's CFG weight, in the usual convention (the reference's 3.0 is 4.0 here).
+    generator, real_score, fake_score: transformer folders to start from (fake_score: the teacher if left out). Of a
+    rollout longer than `frames` the first scored frame is encoded anew as the single frame that begins a clip, and the
+    first scored chunk has no gradient (Self Forcing). kv_grad: see `rollout.KVGrad`. latent_size: rows and columns of a
+    latent frame. guidance: the teacher's CFG weight, in the usual convention (the reference's 3.0 is 4.0 here).
     generator_every: critic updates per generator update. score_shift, score_range: where on the noise axis the scores
-    are compared. switch_share: of the rollouts whose prompt is switched between two chunks, all three networks reading
-    each frame's own prompt. first_frame_weight: factor of the gradient of the first latent frame, which is a single
-    pixel frame and has no past to go by. prompts: a file with a prompt in each line, in place of `captions` captions of
-    the world; its last `validation_prompts` are not trained with. negative_prompt: what guidance leads away from.
-    watched: rewards that nothing optimises, by name; whenever samples are drawn they rate `watch_clips` clips of
-    validation prompts. fps: of the decoded frames.
+    are compared. Where a prompt is switched all three networks read each frame's own prompt. first_frame_weight: factor
+    of the gradient of the first latent frame, which is a single pixel frame and has no past to go by. prompts: a file
+    with a prompt in each line, in place of `captions` captions of the world; its last `validation_prompts` are not
+    trained with. negative_prompt: what guidance leads away from. watched: rewards that nothing optimises, by name;
+    whenever samples are drawn they rate `watch_clips` clips of validation prompts. fps: of the decoded frames.
     """
 
     stage: Literal["dmd"] = "dmd"
@@ -62,13 +60,8 @@ class DmdSettings(StageSettings):
     text: Path
     vae: Path
     batch: PositiveInt = 8
-    frames: PositiveInt = 21
-    longest_frames: PositiveInt | None = None
     kv_grad: KVGrad = "none"
     latent_size: tuple[PositiveInt, PositiveInt] = (8, 8)
-    cache: CacheSettings = CacheSettings()
-    denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
-    shift: PositiveFloat = 5.0
     guidance: float = 4.0
     generator_every: PositiveInt = 5
     score_shift: PositiveFloat = 5.0
@@ -77,21 +70,10 @@ class DmdSettings(StageSettings):
     prompts: Path | None = None
     validation_prompts: PositiveInt = 16
     negative_prompt: str = ""
-    switch_share: float = Field(0.0, ge=0, le=1)
     first_frame_weight: PositiveFloat = 1.0
     watched: dict[str, RewardSettings] = Field(default_factory=dict)
     watch_clips: int = Field(16, ge=2)
     fps: PositiveFloat = 16.0
-
-    @model_validator(mode="after")
-    def _rollouts_hold_what_is_scored(self) -> Self:
-        chunk = self.cache.chunk_frames
-        if self.longest_frames is not None and (self.longest_frames < self.frames or self.frames % chunk):
-            raise ValueError(
-                f"longest_frames={self.longest_frames} needs frames={self.frames} to be no more, and whole chunks of "
-                f"{chunk}"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -123,7 +105,7 @@ class DmdStage(Stage[DmdSettingsT]):
 
     def __init__(self, settings: DmdSettingsT, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(settings, seed, rank, world_size, device)
-        self.sigmas = warp_denoising_steps(settings.denoising_steps, settings.shift)
+        self.streamed = streamed_course(settings)
         self.source = FilePrompts(settings.prompts, settings.validation_prompts) if settings.prompts else WorldPrompts()
         self.prompts = PromptEncoder(settings.text, device)
         self.generator = place_transformer(settings.generator, self.placement)
@@ -147,15 +129,12 @@ class DmdStage(Stage[DmdSettingsT]):
     def loss(self, role: str, step: int, draw: Draw) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss of one role on a fresh rollout."""
         seeds, scenes, wordings = self._samples_of(role, draw)
-        # one exit step for the whole batch, so that all processes do the same work (Self Forcing)
-        steps = 1 + int(torch.randint(len(self.sigmas), (), generator=draw.shared))
-        switch = self._switch(draw.shared)
-        frames = self._frames(draw.shared)
+        course = draw_course(self.settings, draw.shared)
         items = list(zip(scenes, wordings, strict=True))
-        captions = [self.source.prompts(items)] if switch is None else self.source.switched(items)
-        prompts = PromptTimeline(*map(self.prompts, captions), switch=switch)
+        captions = [self.source.prompts(items)] if course.switch is None else self.source.switched(items)
+        prompts = PromptTimeline(*map(self.prompts, captions), switch=course.read_from)
         with torch.set_grad_enabled(role == "generator" and torch.is_grad_enabled()):
-            rolled = self._rollout(prompts, seeds, self.sigmas[:steps], frames)
+            rolled = self._rollout(prompts, seeds, course)
         x = rolled.clip
         generators = [draw.sample(index, "score") for index in draw.share(self.settings.batch)]
         shift, levels = self.settings.score_shift, self.settings.score_range
@@ -200,26 +179,11 @@ class DmdStage(Stage[DmdSettingsT]):
             [drawn[index][0] % 2**31 for index in firsts],
         )
 
-    def _switch(self, shared: torch.Generator) -> int | None:
-        """The latent frame at which a batch's prompts are switched, all at the same; None for most batches."""
-        chunk, frames = self.settings.cache.chunk_frames, self.settings.frames
-        if float(torch.rand((), generator=shared)) >= self.settings.switch_share or frames <= chunk:
-            return None
-        return chunk * int(torch.randint(1, -(-frames // chunk), (), generator=shared))
-
-    def _frames(self, shared: torch.Generator) -> int:
-        """The length of a batch's rollouts, in latent frames."""
-        shortest, longest, chunk = self.settings.frames, self.settings.longest_frames, self.settings.cache.chunk_frames
-        if longest is None:
-            return shortest
-        return shortest + chunk * int(torch.randint((longest - shortest) // chunk + 1, (), generator=shared))
-
-    def _rollout(self, prompts: PromptTimeline, seeds: Sequence[int], sigmas: Sequence[float], frames: int) -> Rolled:
-        """What the generator streams in `frames` latent frames; the last pass of each scored chunk carries gradient."""
-        chunk = self.settings.cache.chunk_frames
+    def _rollout(self, prompts: PromptTimeline, seeds: Sequence[int], course: Course) -> Rolled:
+        """What the generator streams on a course, as its exits predicted it; scored frames carry gradient."""
         rollout = Rollout(
             Denoiser(self.generator),
-            chunkwise(sigmas, grad_from=max(0, frames - self.settings.frames) // chunk),
+            course.passes,
             KVCache.empty(self.settings.cache),
             SeededNoise(tuple(seeds)),
             self.generator.encode_text(prompts.first),
@@ -228,12 +192,13 @@ class DmdStage(Stage[DmdSettingsT]):
             kv_grad=self.settings.kv_grad,
         )
         pieces = []
-        for start in range(0, frames, chunk):
-            if prompts.second is not None and start == prompts.switch:
+        for chunk in rollout:
+            pieces.append(chunk.at_exit)
+            if prompts.second is not None and rollout.state.start == course.switch:
                 rollout.text = self.generator.encode_text(prompts.second)
-            pieces.append(next(rollout).latents)
-        x = torch.cat(pieces, dim=1)[:, :frames]
-        return self._scored(x, rollout.state.cache.sink_updates)
+        state = rollout.state
+        pieces += [chunk.at_exit for chunk in state.noisy if chunk.at_exit is not None]
+        return self._scored(torch.cat(pieces, dim=1)[:, : course.frames], state.cache.sink_updates)
 
     def _scored(self, x: Tensor, sink_updates: int) -> Rolled:
         """The last frames of latents [B, F, C, h, w] as a clip of their own, which begins with a single pixel frame."""
@@ -283,17 +248,17 @@ class DmdStage(Stage[DmdSettingsT]):
         return vae
 
     @torch.no_grad()
-    def pixels(self, latents: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W] in [0, 1] of latents [B, F, C, h, w]."""
-        with torch.autocast(latents.device.type, enabled=False):
-            return self.vae.decode(latents.detach().float())[0].clamp(0, 1)
+    def pixels(self, latents: Tensor, compute: torch.dtype = torch.float32) -> Tensor:
+        """Frames [B, T, 3, H, W] in [0, 1], float32, of latents [B, F, C, h, w], decoded in `compute`."""
+        with torch.autocast(latents.device.type, compute, enabled=compute is not torch.float32):
+            return self.vae.decode(latents.detach().float())[0].float().clamp(0, 1)
 
     @torch.no_grad()
     def samples(self, step: int) -> dict[str, Tensor]:
         """Streamed clips of the source's examples with all steps, about ten frames of each."""
         prompts = PromptTimeline(self.prompts(list(self.source.examples)))
         seeds = range(1, 1 + len(self.source.examples))
-        decoded = self.pixels(self._rollout(prompts, seeds, self.sigmas, self.settings.frames).clip)
+        decoded = self.pixels(self._rollout(prompts, seeds, self.streamed).clip)
         return {"samples": decoded[:, :: max(1, decoded.shape[1] // 10)]}
 
     @torch.no_grad()
@@ -309,7 +274,7 @@ class DmdStage(Stage[DmdSettingsT]):
             captions = texts[first : first + WATCH_BATCH]
             seeds = range(first, first + len(captions))
             prompts = PromptTimeline(self.prompts(captions))
-            frames = self.pixels(self._rollout(prompts, seeds, self.sigmas, self.settings.frames).clip)
+            frames = self.pixels(self._rollout(prompts, seeds, self.streamed).clip)
             for name, (reward, rater) in self.raters.items():
                 scores[name] += rate(reward, rater, frames, captions, self.settings.fps).tolist()
         return scores

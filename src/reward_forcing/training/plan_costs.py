@@ -8,15 +8,16 @@ attention is a fused kernel that keeps no scores. Knows no stage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 
-from reward_forcing.models.attention import KV, AttentionPattern
+from reward_forcing.models.attention import KV, AttentionPattern, Past
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
+from reward_forcing.rollout.schedule import Pass, chunkwise
 
 WIDE = 4  # bytes of a float32 number
 
@@ -86,16 +87,35 @@ def patterned(pattern: AttentionPattern) -> Attended:
     return Attended(pattern.frames, pairs, spans=len(pattern.spans))
 
 
+def walked(settings: CacheSettings, passes: Iterable[Pass]) -> tuple[tuple[Attended, ...], tuple[Attended, ...]]:
+    """The passes of a rollout with the past that the cache shows each, and the clean passes between them.
+
+    The chunk that the last pass finishes has no clean pass: nobody reads it.
+    """
+    chunk, cache = settings.chunk_frames, KVCache.empty(settings)
+    kv = KV(*(torch.empty(1, 1, chunk, 1, 1, 1, device="meta") for _ in range(2)))
+    seen: list[Attended] = []
+    clean: list[Attended] = []
+    is_pending = False
+    for step in passes:
+        if is_pending:
+            clean.append(_over(cache.past(chunk, settings.clean_pass_sees_sink), chunk))
+            cache = cache.commit(kv)
+        frames = chunk * len(step.chunks)
+        seen.append(_over(cache.past(frames), frames))
+        is_pending = step.finishes
+    return tuple(seen), tuple(clean)
+
+
+def _over(past: Past | None, frames: int) -> Attended:
+    """So many frames that see each other and a past."""
+    before = 0 if past is None else past.keys.shape[2]
+    return Attended(frames, frames * (before + frames), past=before)
+
+
 def rolled_out(settings: CacheSettings, frames: int) -> tuple[Attended, ...]:
     """The chunks of a rollout of `frames` latent frames: one pass over each, with the past that the cache shows it."""
-    chunk, cache, passes = settings.chunk_frames, KVCache.empty(settings), []
-    kv = KV(*(torch.empty(1, 1, chunk, 1, 1, 1, device="meta") for _ in range(2)))
-    for _ in range(0, frames, chunk):
-        past = cache.past(chunk)
-        seen = 0 if past is None else past.keys.shape[2]
-        passes.append(Attended(chunk, chunk * (seen + chunk), past=seen))
-        cache = cache.commit(kv)
-    return tuple(passes)
+    return walked(settings, chunkwise((1.0,), chunks=-(-frames // settings.chunk_frames)))[0]
 
 
 def forward_flops(shape: Shape, seen: Attended, text_tokens: int) -> int:

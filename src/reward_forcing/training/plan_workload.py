@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,16 +28,15 @@ from reward_forcing.training.plan_costs import (
     Shape,
     backward_work,
     bidirectional,
-    cache_bytes,
     forward_flops,
     forward_work,
     graph,
     patterned,
-    rolled_out,
     text_flops,
 )
 from reward_forcing.training.plan_memory import LiveBytes
 from reward_forcing.training.plan_networks import meta_text_encoder, meta_transformer, meta_vae
+from reward_forcing.training.plan_rollouts import chunk_by_chunk, rolling_windows
 from reward_forcing.training.re_dmd import ReDmdSettings
 from reward_forcing.training.settings import StageSettings, TrainSettings
 from reward_forcing.training.shards import MANIFEST
@@ -140,47 +138,16 @@ def workload_of(settings: StageSettings) -> Workload:
     raise ValueError(f"a dry run plans the stages dmd, re_dmd and ode_regression, not '{settings.stage}'")
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """The generator's passes: mean operations over the lengths of rollouts, and bytes of the longest.
-
-    each: one pass over every chunk. scored: over the chunks whose last pass carries gradient. clean: over all chunks
-    but the last, whose clean pass never runs. graded: the passes in the longest rollout's graph. work: bytes alive
-    without gradients, the cache included.
-    """
-
-    each: float
-    scored: float
-    clean: float
-    graded: tuple[Attended, ...]
-    work: int
-
-
-def _rollouts(settings: DmdSettings, shape: Shape, tokens: int, compute: int) -> Rollouts:
-    cache, shortest = settings.cache, settings.frames
-    longest = settings.longest_frames or shortest
-    each, scored, clean, passes, first = [], [], [], (), 0
-    for frames in range(shortest, longest + 1, cache.chunk_frames):
-        passes, first = rolled_out(cache, frames), (frames - shortest) // cache.chunk_frames
-        flops = [forward_flops(shape, seen, tokens) for seen in passes]
-        each.append(sum(flops))
-        scored.append(sum(flops[first:]))
-        clean.append(sum(flops[:-1]))
-    graded = passes[first:] + (passes[:-1] if settings.kv_grad == "clean" else ())
-    work = cache_bytes(shape, cache, longest, compute)
-    work += max(forward_work(shape, seen, tokens, compute) for seen in passes)
-    return Rollouts(fmean(each), fmean(scored), fmean(clean), graded, work)
-
-
 def _dmd(settings: DmdSettings) -> Workload:
-    """What `DmdStage` does: Reward Forcing, Eqs. 1-2, on rollouts whose exit step is uniform (Self Forcing)."""
+    """What `DmdStage` does: Reward Forcing, Eqs. 1-2, on rollouts whose exit is uniform (Self Forcing)."""
     compute, train = bytes_per_number(settings.train), settings.train
     sources = settings.generator, settings.real_score, settings.fake_score or settings.real_score
     generator, real, fake = (meta_transformer(source) for source in sources)
     g, r, f = (Shape.of(network, settings.latent_size) for network in (generator, real, fake))
     encoder, tokens, encoding = _text(settings.text)
-    rollouts, whole = _rollouts(settings, g, tokens, compute), bidirectional(settings.frames)
-    exit_step = (len(settings.denoising_steps) + 1) / 2
+    rollouts, windows = chunk_by_chunk(settings, g, tokens, compute), rolling_windows(settings, g, tokens, compute)
+    whole, exit_step = bidirectional(settings.frames), (len(settings.denoising_steps) + 1) / 2
+    rolls, alone = settings.rolling_share, 1 - settings.rolling_share
     texts, null = 1 + settings.switch_share, settings.guidance != 1.0
     parts = [
         _part("generator", sources[0], generator, train),
@@ -200,10 +167,13 @@ def _dmd(settings: DmdSettings) -> Workload:
     generator_work = (
         prompt,
         Work("generator, text", text_flops(g, tokens), texts, grad=True),
-        Work("rollout, passes before the last", rollouts.each, exit_step - 1),
-        Work("rollout, last passes, not scored", rollouts.each - rollouts.scored),
-        Work("rollout, last passes, scored", rollouts.scored, grad=True, recomputed=True),
-        Work("rollout, clean passes", rollouts.clean, grad=clean_grad, recomputed=clean_grad),
+        Work("rollout, passes before the last", rollouts.each, alone * (exit_step - 1)),
+        Work("rollout, last passes, not scored", rollouts.each - rollouts.scored, alone),
+        Work("rollout, last passes, scored", rollouts.scored, alone, grad=True, recomputed=True),
+        Work("rollout, clean passes", rollouts.clean, alone, grad=clean_grad, recomputed=clean_grad),
+        Work("rolling windows, not scored", windows.each - windows.scored, rolls),
+        Work("rolling windows, scored", windows.scored, rolls, grad=True, recomputed=True),
+        Work("rolling windows, clean passes", windows.clean, rolls, grad=clean_grad, recomputed=clean_grad),
         Work("teacher", forward_flops(r, whole, tokens), 1.0 + null),
         Work("teacher, text", text_flops(r, tokens), texts + null),
         Work("critic", critic),
@@ -213,21 +183,32 @@ def _dmd(settings: DmdSettings) -> Workload:
     critic_work = (
         prompt,
         Work("generator, text", text_flops(g, tokens), texts),
-        Work("rollout, all passes", rollouts.each, exit_step),
-        Work("rollout, clean passes", rollouts.clean),
+        Work("rollout, all passes", rollouts.each, alone * exit_step),
+        Work("rollout, clean passes", rollouts.clean, alone),
+        Work("rolling windows", windows.each, rolls),
+        Work("rolling windows, clean passes", windows.clean, rolls),
         Work("critic", critic, grad=True, recomputed=True),
         Work("critic, text", text_flops(f, tokens), texts, grad=True),
     )
 
+    taken = [kind for kind, share in ((rollouts, alone), (windows, rolls)) if share]
+
     def generator_moments(checkpointed: bool) -> Moments:
-        scores = (forward_work(shape, whole, tokens, compute) for shape in (r, f))
-        backward = (backward_work(g, seen, tokens, compute, checkpointed) for seen in rollouts.graded)
-        kept = graph(g, rollouts.graded, tokens, compute, checkpointed)
-        return _moments(kept, (rollouts.work, *scores, rating_bytes, *backward))
+        scores = [forward_work(shape, whole, tokens, compute) for shape in (r, f)]
+
+        def moments(graded: tuple[Attended, ...], work: int) -> Moments:
+            backward = (backward_work(g, seen, tokens, compute, checkpointed) for seen in graded)
+            kept = graph(g, graded, tokens, compute, checkpointed)
+            return _moments(kept, (work, *scores, rating_bytes, *backward))
+
+        worst = (moments(graded, kind.work) for kind in taken for graded in kind.graded)
+        return max(worst, key=lambda one: one.peak)
 
     def critic_moments(checkpointed: bool) -> Moments:
         backward = backward_work(f, whole, tokens, compute, checkpointed)
-        return _moments(graph(f, (whole,), tokens, compute, checkpointed), (backward,), before=rollouts.work)
+        return _moments(
+            graph(f, (whole,), tokens, compute, checkpointed), (backward,), before=max(kind.work for kind in taken)
+        )
 
     updates = (
         _update("generator", settings.generator_every, generator_work, generator_moments),

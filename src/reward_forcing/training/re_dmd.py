@@ -38,8 +38,10 @@ class ReDmdSettings(DmdSettings):
     paper's, 1/2 there. weighted: whose loss: the generator's by exp(r / beta), as in the paper, or the critic's by
     exp(-r / beta), see above. group: rollouts of each prompt in that one's batch, over which the weights are normalised
     (Z(c)); 1 normalises nothing, as the paper does. running: z-score rewards by their running mean and deviation,
-    which move by this share per update, in place of the reward's own constants. weight_clip: the largest weight.
-    The trained reward is watched with the others, and an alarm tells if it rose while one of them fell.
+    which move by this share per update, in place of the reward's own constants; of groups the deviation is that within
+    them, for what lies between prompts weighs nothing there. weight_clip: the largest weight. rated_in: precision in
+    which the VAE decodes what is rated for weights; bf16 takes half the time and adds a level or two of noise. The
+    trained reward is watched with the others, and an alarm tells if it rose while one of them fell.
     """
 
     stage: Literal["re_dmd"] = "re_dmd"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -49,6 +51,7 @@ class ReDmdSettings(DmdSettings):
     group: PositiveInt = 1
     running: float | None = Field(None, gt=0, lt=1)
     weight_clip: PositiveFloat | None = None
+    rated_in: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
     def _groups_fill_the_batch(self) -> Self:
@@ -68,7 +71,8 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
         super().__init__(settings, seed, rank, world_size, device)
         self.rater = settings.reward.load(device)
         self.raters = {TRAINED: (settings.reward, self.rater), **self.raters}
-        self.running = RunningScale(settings.running)
+        self.running = RunningScale(settings.running, settings.group)
+        self._decoded_in = torch.bfloat16 if settings.rated_in == "bf16" else torch.float32
         self.at_start: dict[str, list[float]] = {}
         self._told_of_share = False
         self.weighted_role = {"generator": "generator", "critic": "fake_score"}[settings.weighted]
@@ -83,7 +87,8 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
         if role != self.weighted_role:
             return None, {}
         with self.clock("reward"):
-            reward = rate(self.settings.reward, self.rater, self.pixels(rolled.clip), captions[-1], self.settings.fps)
+            frames = self.pixels(rolled.clip, self._decoded_in)
+            reward = rate(self.settings.reward, self.rater, frames, captions[-1], self.settings.fps)
         reward = reward.to(rolled.clip.device)
         self.running.add(reward)
         scaled = self.running.scaled(reward)
@@ -140,12 +145,14 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
 class RunningScale:
     """A running mean and deviation of rewards, the same in all processes: rewards count in after their update.
 
-    share: by how much one update moves it; None leaves rewards as they are. Until the first update has been counted in,
-    a batch is scaled by nothing.
+    share: by how much one update moves it; None leaves rewards as they are. group: so many consecutive rewards are of
+    one prompt; of more than one, the deviation is that within prompts, and no mean is taken off. Until the first update
+    has been counted in, a batch is scaled by nothing.
     """
 
-    def __init__(self, share: float | None) -> None:
+    def __init__(self, share: float | None, group: int = 1) -> None:
         self.share = share
+        self.group = group
         self.moments: list[float] | None = None
         """Mean and mean square."""
         self._sums = torch.zeros(3, dtype=torch.float64)
@@ -153,7 +160,7 @@ class RunningScale:
     def add(self, reward: Tensor) -> None:
         """Remember the rewards [B] of this process until the update is done."""
         if self.share is not None:
-            values = reward.detach().double().cpu()
+            values = self._varying(reward.detach().double().cpu())
             self._sums += torch.stack([torch.tensor(float(len(values))).double(), values.sum(), values.square().sum()])
 
     def move(self, device: torch.device) -> None:
@@ -167,11 +174,18 @@ class RunningScale:
         self.moments = [(1 - self.share) * a + self.share * b for a, b in zip(old, new, strict=True)]
 
     def scaled(self, reward: Tensor) -> Tensor:
-        """(reward - mean) / deviation."""
+        """(reward - mean) / deviation; of groups reward / deviation."""
         if self.moments is None:
             return reward
         mean, square = self.moments
         return (reward - mean) / max(1e-6, square - mean * mean) ** 0.5
+
+    def _varying(self, reward: Tensor) -> Tensor:
+        """What of rewards [B] the deviation is of; within groups the mean square is their variance without bias."""
+        if self.group == 1:
+            return reward
+        groups = reward.view(-1, self.group)
+        return ((groups - groups.mean(dim=1, keepdim=True)) * (self.group / (self.group - 1)) ** 0.5).flatten()
 
     def state_dict(self) -> list[float] | None:
         """The moments."""

@@ -162,7 +162,7 @@ def _settings_of(recipe: Ablation, unit: Unit) -> tuple[str, str]:
     """Hashes of what a unit's training depends on, and of what its evaluation does besides."""
     training = recipe.training(unit.variant, unit.seed)
     how = {"evaluation": recipe.evaluation.model_dump(mode="json"), "streaming": streamed_as(training)}
-    how["model"] = recipe.streaming_settings().model_dump(mode="json", exclude={"hint"})
+    how["model"] = recipe.streaming_settings().recorded()
     trained = digest(training.model_dump(mode="json"))
     return trained, digest([trained, how])
 
