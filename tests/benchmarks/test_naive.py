@@ -17,8 +17,10 @@ from reward_forcing.rollout import (
     CacheSettings,
     EmaSink,
     KVCache,
+    KVFlush,
     NoSink,
     Recache,
+    RollingSink,
     Rollout,
     SeededNoise,
     StaticSink,
@@ -36,6 +38,9 @@ PRESETS: dict[str, Method] = {
         update={"chunk_frames": 2, "window_frames": 8, "sink": EmaSink(frames=3, alpha=0.5)}
     ),
     "rolling, as published": METHODS["rolling"].model_copy(update={"clean_pass_sees_sink": False}),
+    "rolling-sink, odd sizes": METHODS["rolling-sink"].model_copy(
+        update={"chunk_frames": 2, "window_frames": 10, "sink": RollingSink(frames=5)}
+    ),
     "noisy context": METHODS["reward"].model_copy(update={"context_noise": 0.05}),
 }
 
@@ -78,6 +83,31 @@ def test_fast_equals_naive_in_bfloat16(name: str, mixed: bool, tiny_dit: Callabl
     fast, naive = both(PRESETS[name], network)
     for _ in range(chunks_past_eviction(PRESETS[name])):
         assert relative_error(next(fast).latents, next(naive).latents) < 1e-2
+
+
+SWITCHED: dict[str, Method] = {
+    **{name: method for name, method in METHODS.items() if method.chunks_at_once == 1},
+    "flush, EMA sink": PRESETS["reward, odd sizes"].model_copy(update={"switch": KVFlush(frames=2)}),
+    "flush, rolling sink": PRESETS["rolling-sink, odd sizes"].model_copy(update={"switch": KVFlush()}),
+    "flush, absolute positions": METHODS["self"].model_copy(update={"window_frames": 6, "switch": KVFlush()}),
+    "flush, no window": METHODS["self"].model_copy(update={"window_frames": None, "switch": KVFlush(frames=4)}),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+@torch.no_grad()
+def test_fast_equals_naive_after_new_prompts(name: str, tiny_dit: Callable[..., WanDiT]) -> None:
+    """One prompt is switched while the window fills, one after evictions; the window fills up again after each."""
+    method, network = SWITCHED[name], tiny_dit()
+    fast, naive = both(method, network, seeds=(3, 4))
+    chunks = chunks_past_eviction(method)
+    generator = torch.Generator().manual_seed(2)
+    for number in range(2 * chunks):
+        if number in (2, chunks - 1):
+            text = torch.randn(1, 8, network.config["text_dim"], generator=generator)
+            naive.set_text(text)
+            fast.text = network.encode_text(text).expand(2)
+        assert relative_error(next(fast).latents, next(naive).latents) < 1e-5
 
 
 @torch.no_grad()
@@ -129,7 +159,8 @@ def test_what_the_naive_mode_does_not_repeat_is_refused(tiny_dit: Callable[..., 
     for settings, switch in (
         (CacheSettings(sink=StaticSink()), Blend()),
         (CacheSettings(sink=EmaSink()), Recache()),
+        (CacheSettings(sink=RollingSink()), Recache()),
         (CacheSettings(sink=StaticSink()), Recache(order="causal")),
     ):
-        with pytest.raises(ValueError, match="switch policies keep and"):
+        with pytest.raises(ValueError, match="switch policies keep, flush and"):
             NaiveRollout(network, chunkwise((1.0,)), settings, noise, text, SHAPE, switch=switch)

@@ -19,14 +19,25 @@ from reward_forcing.benchmarks.naive_cache import NaiveLayerCache
 from reward_forcing.benchmarks.naive_network import CrossCache, NaiveNetwork
 from reward_forcing.flow import TIMESTEPS
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.rollout import CacheSettings, Chunk, EmaSink, Keep, Noise, Pass, Recache, SwitchPolicy
+from reward_forcing.rollout import (
+    CacheSettings,
+    Chunk,
+    EmaSink,
+    Keep,
+    KVFlush,
+    Noise,
+    Pass,
+    Recache,
+    RollingSink,
+    SwitchPolicy,
+)
 
 
 class NaiveRollout:
     """An iterator of chunks, each with its clean pass done: chunk by chunk, or rolling, as `schedule` says.
 
     text: embeddings [B, L, text_dim] of the text encoder. shape: (C, h, w) of a latent frame. Other arguments: see
-    `rollout.Rollout`. Raises ValueError for sinks and switch policies other than the published ones.
+    `rollout.Rollout`. Raises ValueError for sinks and switch policies that no preset method has.
     """
 
     def __init__(
@@ -87,8 +98,11 @@ class NaiveRollout:
         return twin
 
     def set_text(self, embeddings: Tensor) -> None:
-        """From the next chunk on read this prompt; the cache is kept, or recomputed in one pass over the window."""
+        """From the next chunk on read this prompt; the cache is kept, flushed, or recomputed in one pass."""
         self._text, self._cross = self.network.embed_text(embeddings), CrossCache()
+        if isinstance(self.switch, KVFlush):
+            for cache in self.caches:
+                cache.flush(self.switch.frames)
         if not isinstance(self.switch, Recache) or not self.start:
             return
         frames, window = self.start, self.settings.window_frames
@@ -156,11 +170,11 @@ def decode_at_end(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 def _check_switch(switch: SwitchPolicy, settings: CacheSettings) -> None:
     """Raise ValueError for a policy whose arithmetic the naive mode does not repeat."""
-    if isinstance(switch, Keep):
+    if isinstance(switch, Keep | KVFlush):
         return
     joint = isinstance(switch, Recache) and switch.global_sink and switch.order == "joint"
-    if not joint or isinstance(settings.sink, EmaSink):
+    if not joint or isinstance(settings.sink, EmaSink | RollingSink):
         raise ValueError(
-            f"the naive mode knows the switch policies keep and, without an EMA sink, recache as LongLive's inference "
-            f"runs it; got '{switch.kind}' with a sink '{settings.sink.kind}'"
+            f"the naive mode knows the switch policies keep, flush and, with a sink that stays, recache as LongLive's "
+            f"inference runs it; got '{switch.kind}' with a sink '{settings.sink.kind}'"
         )
