@@ -20,7 +20,7 @@ import reward_forcing
 from reward_forcing.models.attention import KV
 from reward_forcing.rollout import KVCache
 from reward_forcing.streaming.methods import Method
-from reward_forcing.training.plan_costs import Attended, Shape, forward_flops
+from reward_forcing.training.plan_costs import Attended, Shape, forward_flops, time_flops
 
 PACKAGE = Path(reward_forcing.__file__).parent
 HOST_SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2")
@@ -109,13 +109,18 @@ def _attended(cache: KVCache, frames: int, with_sink: bool) -> Attended:
     return Attended(frames, frames * (seen + frames), past=seen)
 
 
-def chunk_flops(shape: Shape, method: Method, text_tokens: int, batch: int = 1) -> int:
+def chunk_flops(shape: Shape, method: Method, text_tokens: int, batch: int = 1, published: bool = False) -> int:
     """FLOPs that one steady-state chunk takes, by formula: all its passes over the window, the clean one included.
 
     For each pass of s query and kv key tokens: N (s E (12 E + 4 F) + 4 s E (kv + L)) and the small ends, E width,
-    F feed-forward width, L text tokens.
+    F feed-forward width, L text tokens. published: with what published code, and the naive mode, does in every pass
+    although once is enough: embedding timesteps.
     """
-    return batch * sum(forward_flops(shape, seen, text_tokens) for seen in steady_passes(method))
+    passes = steady_passes(method)
+    total = sum(forward_flops(shape, seen, text_tokens) for seen in passes)
+    if not published:
+        total -= sum(time_flops(shape, seen.frames) for seen in passes)
+    return batch * total
 
 
 def held_bytes(value: object) -> int:

@@ -33,8 +33,9 @@ class Past:
     """What the frames of a chunk can see besides themselves, and where in time everything sits.
 
     keys, values: [N, B, P, S, H, D]. key_positions [P] and query_positions [F] are integer time positions for RoPE, of
-    the past frames and of the frames being denoised; only their differences matter to the result. `rotated` tells that
-    RoPE at `key_positions` has been applied to `keys` (see `WanDiT.rotate`), which several passes can then share.
+    the past frames and of the frames being denoised, on the CPU, where reading them waits for nothing; only their
+    differences matter to the result. `rotated` tells that RoPE at `key_positions` has been applied to `keys` (see
+    `WanDiT.rotate`), which several passes can then share.
     """
 
     keys: Tensor
@@ -232,7 +233,7 @@ class DenoiserProtocol(Protocol):
     def __call__(
         self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: bool = False
     ) -> Prediction:
-        """Predict from x [B, F, C, h, w] at noise level sigma [F] or [B, F]."""
+        """Predict from x [B, F, C, h, w] at noise level sigma [F] or [B, F], which a rollout gives on the CPU."""
         ...
 
     def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:

@@ -17,6 +17,13 @@ from reward_forcing.models.attention import AttentionPattern, LayerText, attend,
 from reward_forcing.models.rope import Rotation, rotate
 
 
+class TimeContext(NamedTuple):
+    """Embedded timesteps of a batch's frames: [B, F or 1, E] for the head, [B, F or 1, 6, E] for all blocks."""
+
+    embedding: Tensor
+    modulation: Tensor
+
+
 class LayerPast(NamedTuple):
     """Rotated keys and values [B, P, S, H, D] of one layer's past."""
 

@@ -121,14 +121,18 @@ def rolled_out(settings: CacheSettings, frames: int) -> tuple[Attended, ...]:
 def forward_flops(shape: Shape, seen: Attended, text_tokens: int) -> int:
     """Operations of one forward; a product of [a, b] and [b, c] counts 2 a b c, everything else nothing.
 
-    N (n E (12 E + 4 f) + 4 E (S^2 pairs + n L)) + 2 n E (inputs + outputs) + 2 F (freq_dim E + 7 E^2).
+    N (n E (12 E + 4 f) + 4 E (S^2 pairs + n L)) + 2 n E (inputs + outputs), and `time_flops`.
     """
     width, n = shape.width, seen.frames * shape.tokens
     products = n * width * (12 * width + 4 * shape.hidden)
     attention = 4 * width * (shape.tokens**2 * seen.pairs + n * text_tokens)
     ends = 2 * n * width * (shape.inputs + shape.outputs)
-    time = 2 * seen.frames * width * (shape.freq_dim + 7 * width)
-    return shape.layers * (products + attention) + ends + time
+    return shape.layers * (products + attention) + ends + time_flops(shape, seen.frames)
+
+
+def time_flops(shape: Shape, frames: int) -> int:
+    """Operations that embed the timesteps of F frames: 2 F (freq_dim E + 7 E^2)."""
+    return 2 * frames * shape.width * (shape.freq_dim + 7 * shape.width)
 
 
 def text_flops(shape: Shape, text_tokens: int) -> int:
