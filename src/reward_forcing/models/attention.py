@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from reward_forcing.models.cpu_attention import attend_by_products, products_are_chosen
+
 
 @dataclass(frozen=True)
 class KV:
@@ -244,9 +246,8 @@ class DenoiserProtocol(Protocol):
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax attention without a mask over tokens: [B, Q, H, D] x [B, K, H, D] -> [B, Q, H, D]."""
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    by_products = query.device.type == "cpu" and query.dtype == key.dtype == value.dtype == torch.bfloat16
-    out = _attend_by_products(query, key, value) if by_products else scaled_dot_product_attention(query, key, value)
-    return out.transpose(1, 2)
+    kernel = attend_by_products if products_are_chosen(query, key, value) else scaled_dot_product_attention
+    return kernel(query, key, value).transpose(1, 2)
 
 
 def attend_text(query: Tensor, readings: Readings) -> Tensor:
@@ -255,25 +256,6 @@ def attend_text(query: Tensor, readings: Readings) -> Tensor:
         (_, keys, values), *_ = readings
         return attend(query, keys, values)
     return torch.stack([weight * attend(query, keys, values) for weight, keys, values in readings]).sum(dim=0)
-
-
-SCORES_AT_ONCE = 1 << 24
-"""Bound on the scores that `_attend_by_products` holds, 32 MiB."""
-
-
-def _attend_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention over [B, H, tokens, D] in bfloat16 as two matrix products around a softmax, some queries at a time.
-
-    On a CPU torch's fused kernel computes bfloat16 at the speed of float32, and its gradient far slower; these products
-    use the processor's bfloat16 units (2 to 5 times as fast in training). Scores are rounded to bfloat16: the result's
-    relative error is 4e-3, against 2e-3 for the fused kernel.
-    """
-    batch, heads, _, width = query.shape
-    block = max(1, SCORES_AT_ONCE // (batch * heads * key.shape[2]))
-    with torch.autocast("cpu", enabled=False):  # which would take the softmax to float32 and back
-        keys = key.mT * width**-0.5
-        out = [(piece @ keys).softmax(-1) @ value for piece in query.split(block, dim=2)]
-    return out[0] if len(out) == 1 else torch.cat(out, dim=2)
 
 
 def attend_pattern(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern) -> Tensor:
