@@ -20,7 +20,7 @@ import reward_forcing
 from reward_forcing.models.attention import KV
 from reward_forcing.rollout import KVCache
 from reward_forcing.streaming.methods import Method
-from reward_forcing.training.plan_costs import Attended, Shape, forward_flops, time_flops
+from reward_forcing.training.plan_costs import Attended, Shape, forward_flops, kv_flops, time_flops
 
 PACKAGE = Path(reward_forcing.__file__).parent
 HOST_SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2")
@@ -113,14 +113,14 @@ def chunk_flops(shape: Shape, method: Method, text_tokens: int, batch: int = 1, 
     """FLOPs that one steady-state chunk takes, by formula: all its passes over the window, the clean one included.
 
     For each pass of s query and kv key tokens: N (s E (12 E + 4 F) + 4 s E (kv + L)) and the small ends, E width,
-    F feed-forward width, L text tokens. published: with what published code, and the naive mode, does in every pass
-    although once is enough: embedding timesteps.
+    F feed-forward width, L text tokens. published: with what published code and the naive mode do for nothing, which is
+    to embed timesteps in every pass and to run the clean pass beyond the last layer's keys and values.
     """
-    passes = steady_passes(method)
-    total = sum(forward_flops(shape, seen, text_tokens) for seen in passes)
-    if not published:
-        total -= sum(time_flops(shape, seen.frames) for seen in passes)
-    return batch * total
+    *denoising, clean = steady_passes(method)
+    if published:
+        return batch * sum(forward_flops(shape, seen, text_tokens) for seen in (*denoising, clean))
+    total = sum(forward_flops(shape, seen, text_tokens) for seen in denoising) + kv_flops(shape, clean, text_tokens)
+    return batch * (total - sum(time_flops(shape, seen.frames) for seen in (*denoising, clean)))
 
 
 def held_bytes(value: object) -> int:

@@ -6,7 +6,7 @@ D head width, L text tokens. Knows neither how a cache evicts nor which network 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -217,11 +217,16 @@ class AttentionPattern:
         return mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
 
 
+WantKV = bool | Literal["only"]
+"""Whether a forward returns keys and values of its frames; with "only" it stops as soon as the last layer has them."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a denoiser thinks of noisy latents x [B, F, C, H, W].
 
     x0: clean latents, float32. velocity: noise - x0 as the network put it out, float32. kv: of these frames, if asked.
+    Where only kv was asked for, x0 and velocity may be of no frames.
     """
 
     x0: Tensor
@@ -233,7 +238,7 @@ class DenoiserProtocol(Protocol):
     """What the rollout asks of a network: `models.denoiser.Denoiser`, or anything that answers likewise."""
 
     def __call__(
-        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: bool = False
+        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: WantKV = False
     ) -> Prediction:
         """Predict from x [B, F, C, h, w] at noise level sigma [F] or [B, F], which a rollout gives on the CPU."""
         ...

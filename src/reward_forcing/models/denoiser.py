@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reward_forcing.flow import TIMESTEPS, velocity_to_x0, widen
-from reward_forcing.models.attention import AttentionPattern, Past, Prediction, Text
+from reward_forcing.models.attention import AttentionPattern, Past, Prediction, Text, WantKV
 from reward_forcing.models.layers import TimeContext
 from reward_forcing.models.wan_dit import WanDiT
 
@@ -33,7 +33,7 @@ class Denoiser:
         sigma: Tensor,
         text: Text,
         past: Past | None = None,
-        want_kv: bool = False,
+        want_kv: WantKV = False,
         pattern: AttentionPattern | None = None,
     ) -> Prediction:
         """Prediction from noisy latents x [B, F, C, h, w] at noise level `sigma` [F] or [B, F] in [0, 1].
@@ -47,6 +47,8 @@ class Denoiser:
         sigma = sigma.float().expand(batch, frames)
         time = self._time(sigma, x.device)
         velocity, kv = self.network(x, time, text, past=past, pattern=pattern, want_kv=want_kv)
+        if want_kv == "only":
+            return Prediction(velocity, velocity, kv)
         velocity, sigma = widen(velocity), sigma.to(x.device, non_blocking=True)
         return Prediction(velocity_to_x0(widen(x), velocity, sigma), velocity, kv)
 

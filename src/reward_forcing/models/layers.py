@@ -170,16 +170,20 @@ class WanBlock(nn.Module):
         by: Rotation,
         past: LayerPast | None,
         pattern: AttentionPattern | None,
+        only_kv: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens x [B, F, S, E] after the block, and the un-rotated keys and values [B, F, S, H, D] it used.
 
         modulation: [B, F or 1, 6, E], the projected time embedding. text: for each span of frames their number,
-        and weights, keys and values from `encode_text`.
+        and weights, keys and values from `encode_text`. only_kv: the tokens come back as they were given.
         """
         table = (self.scale_shift_table + modulation).unsqueeze(3)  # [B, F or 1, 6, 1, E]
         shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
 
-        y, key, value = self._self_attention(modulate(x, shift1, scale1, self.eps), by, past, pattern)
+        y = modulate(x, shift1, scale1, self.eps)
+        if only_kv:
+            return x, *self.attn1.key_value(y)
+        y, key, value = self._self_attention(y, by, past, pattern)
         x = gated(x, y, gate1)
         x = x + self._cross_attention(x, text).to(x.dtype)
         x = gated(x, self.ffn(modulate(x, shift2, scale2, self.eps)), gate2)

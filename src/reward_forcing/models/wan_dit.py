@@ -17,7 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from reward_forcing.models.attention import KV, AttentionPattern, Past, Text, TextContext
+from reward_forcing.models.attention import KV, AttentionPattern, Past, Text, TextContext, WantKV
 from reward_forcing.models.layers import EmbeddingMLP, LayerPast, PatchEmbedding, TimeContext, WanBlock, modulate
 from reward_forcing.models.rope import rotate, rotation
 
@@ -160,9 +160,9 @@ class WanDiT(ModelMixin, ConfigMixin):
         past: Past | None = None,
         pattern: AttentionPattern | None = None,
         positions: Tensor | None = None,
-        want_kv: bool = False,
+        want_kv: WantKV = False,
     ) -> tuple[Tensor, KV | None]:
-        """Velocities [B, F, C, h, w], and with `want_kv` the keys and values of these frames.
+        """Velocities [B, F, C, h, w], and with `want_kv` the keys and values of these frames; "only" these: F is 0.
 
         x: noisy latents [B, F, C, h, w]. timestep: [B] or, one per frame, [B, F], in [0, 1000], or `encode_time` of it.
         Without `past` and `pattern` all frames see each other (bidirectional). `past`: frames that all of x also sees.
@@ -184,13 +184,16 @@ class WanDiT(ModelMixin, ConfigMixin):
         for layer, block in enumerate(self.blocks):
             layer_text = text.layer(layer, x.shape[1])
             layer_past = None if past is None else LayerPast(past.keys[layer], past.values[layer])
-            inputs = (tokens, time.modulation, layer_text, by, layer_past, pattern)
+            stop = want_kv == "only" and layer == len(self.blocks) - 1
+            inputs = (tokens, time.modulation, layer_text, by, layer_past, pattern, stop)
             tokens, key, value = checkpointed(block, *inputs) if checkpointed else block(*inputs)
             if want_kv:
                 keys.append(key)
                 values.append(value)
-        velocity = self._unpatchify(self._head(tokens, time.embedding), grid)
-        return velocity, KV(torch.stack(keys), torch.stack(values)) if want_kv else None
+        kv = KV(torch.stack(keys), torch.stack(values)) if want_kv else None
+        if want_kv == "only":
+            return x.new_empty(x.shape[0], 0, *x.shape[2:], dtype=torch.float32), kv
+        return self._unpatchify(self._head(tokens, time.embedding), grid), kv
 
     def to_json_string(self) -> str:
         """The configuration as JSON under diffusers' class name, so that either class loads the folder."""

@@ -327,7 +327,7 @@ class Rollout:
     def _clean(self, x: Tensor, text: Text, past: Past | None) -> KV:
         """Keys and values of finished frames, given as they enter the cache."""
         sigma = torch.full((x.shape[1],), self._context_noise, dtype=torch.float32, device="cpu")
-        kv = self._denoiser(x, sigma, text, past, want_kv=True).kv
+        kv = self._denoiser(x, sigma, text, past, want_kv="only").kv
         assert kv is not None, "the denoiser returned no keys and values although they were asked for"
         return kv
 

@@ -130,6 +130,17 @@ def forward_flops(shape: Shape, seen: Attended, text_tokens: int) -> int:
     return shape.layers * (products + attention) + ends + time_flops(shape, seen.frames)
 
 
+def kv_flops(shape: Shape, seen: Attended, text_tokens: int) -> int:
+    """Operations of a clean pass, a forward that ends with the last layer's keys and values.
+
+    `forward_flops` without n E (8 E + 4 f) + 4 E (S^2 pairs + n L) in that layer, and without the output projection.
+    """
+    width, n = shape.width, seen.frames * shape.tokens
+    attention = 4 * width * (shape.tokens**2 * seen.pairs + n * text_tokens)
+    skipped = n * width * (8 * width + 4 * shape.hidden) + attention + 2 * n * width * shape.outputs
+    return forward_flops(shape, seen, text_tokens) - skipped
+
+
 def time_flops(shape: Shape, frames: int) -> int:
     """Operations that embed the timesteps of F frames: 2 F (freq_dim E + 7 E^2)."""
     return 2 * frames * shape.width * (shape.freq_dim + 7 * shape.width)
