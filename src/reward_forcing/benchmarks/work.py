@@ -3,6 +3,7 @@
 f latent frames of a chunk. Owns the counting and the formula beside it. Knows no time.
 """
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -79,14 +80,20 @@ def count_flops(run: Callable[[], object]) -> int:
 
     A product of [a, b] and [b, c] counts 2 a b c, everything else nothing. No gradients are recorded.
     """
-    of_cpu_attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=of_cpu_attention) as counter:
+    of_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    if torch.backends.mkldnn.is_available():
+        of_cpu[torch.ops.mkldnn._linear_pointwise] = _linear_flops
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=of_cpu) as counter:
         run()
     return counter.get_total_flops()
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
+
+
+def _linear_flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
 
 
 def steady_passes(method: Method) -> list[Attended]:

@@ -98,7 +98,19 @@ class ProjectedGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations [..., hidden] of x [..., E]."""
+        if _fuses_gelu(x, self.proj):
+            return torch.ops.mkldnn._linear_pointwise(x, self.proj.weight, self.proj.bias, "gelu", [], "tanh")
         return gelu(self.proj(x), approximate="tanh")
+
+
+def _fuses_gelu(x: Tensor, proj: nn.Module) -> bool:
+    """Whether oneDNN may apply GELU as it computes the product: on a CPU, without gradients or autocast."""
+    plain = type(proj) is nn.Linear and type(x) is Tensor and x.device.type == "cpu" and x.dtype == proj.weight.dtype
+    if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    if x.dtype == torch.bfloat16:
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and x.dtype == torch.float32
 
 
 class FeedForward(nn.Module):
