@@ -30,7 +30,7 @@ def test_rotation_is_a_product_of_complex_numbers_at_any_position(head_dim, posi
         ]
         turn = torch.polar(torch.ones(len(angles), dtype=torch.float64), torch.tensor(angles, dtype=torch.float64))
         expected = torch.view_as_complex(x[0, token].double().unflatten(-1, (-1, 2))) * turn
-        actual = torch.view_as_complex(out[0, token].double().unflatten(-1, (-1, 2)))
+        actual = torch.complex(*out[0, token].double().chunk(2, dim=-1))
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from reward_forcing.flow import widen
+
 THETA = 10000.0
 RANGE = 1024
 """Positions whose angles are computed together."""
@@ -45,10 +47,15 @@ def rotation(positions: Tensor, grid: tuple[int, int], head_dim: int, device: to
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Queries or keys x [..., F, S, H, D] turned by `by`; computed in float32, returned in the dtype of `x`."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * by.cos - odd * by.sin, even * by.sin + odd * by.cos), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    """Queries or keys x [..., F, S, H, D] turned by `by`; computed in float32, returned in the dtype of `x`.
+
+    The pairs' first numbers come back before all their second ones: no product of two rotated heads tells the order,
+    and a CPU writes and multiplies halves faster than neighbours.
+    """
+    even, odd = widen(x).unflatten(-1, (-1, 2)).unbind(-1)
+    first = torch.addcmul(even * by.cos, odd, by.sin, value=-1)
+    second = torch.addcmul(even * by.sin, odd, by.cos)
+    return torch.cat((first, second), dim=-1).to(x.dtype)
 
 
 @lru_cache(maxsize=4)  # a chunk of any schedule has at most four: keys and queries, of joint passes and the clean one
