@@ -41,6 +41,7 @@ def side_by_side(
     """
     with torch.no_grad():
         sides = (against_naive if opponent == "naive" else against_diffusers)(subject)
+        sides[0]()()  # embeds the noise levels, once
         counted = count_flops(sides[0]())
         sides[1]()()
         ceiling = Ceiling(subject.dtype, subject.device)

@@ -80,12 +80,19 @@ def count_flops(run: Callable[[], object]) -> int:
 
     A product of [a, b] and [b, c] counts 2 a b c, everything else nothing. No gradients are recorded.
     """
-    of_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    if torch.backends.mkldnn.is_available():
-        of_cpu[torch.ops.mkldnn._linear_pointwise] = _linear_flops
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=of_cpu) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=cpu_formulas()) as counter:
         run()
     return counter.get_total_flops()
+
+
+def cpu_formulas() -> dict[Any, Callable[..., int]]:
+    """Operators that only CPUs have, and their floating-point operations, for torch's counter, which knows neither."""
+    formulas: dict[Any, Callable[..., int]] = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops
+    }
+    if torch.backends.mkldnn.is_available():
+        formulas[torch.ops.mkldnn._linear_pointwise] = _linear_flops
+    return formulas
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
