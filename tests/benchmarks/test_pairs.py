@@ -80,7 +80,7 @@ def test_who_begins_changes_from_pair_to_pair(subject: Subject, monkeypatch: pyt
 
     monkeypatch.setattr(pairs_module, "against_naive", both)
     side_by_side(subject, "naive", 3)
-    assert order[2:] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert order[3:] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
 
 
 def test_a_stream_of_latents_is_timed_by_stage(subject: Subject) -> None:

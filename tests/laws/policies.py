@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache as once
+from functools import partial
 from itertools import pairwise
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 import torch
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from rollout.toy import SHAPE, ToyDenoiser, tiny_denoiser, tiny_text, toy_text
 from torch import Tensor
@@ -43,6 +46,9 @@ EVERY = [(what, name) for what, registry in REGISTRIES.items() for name in regis
 def numbers(field: FieldInfo) -> st.SearchStrategy[Any]:
     """Values that a setting may have: numbers within its bounds, few and small; its default where that is all."""
     bounds = {name: value for item in field.metadata for name, value in vars_of(item).items() if value is not None}
+    if NoneType in get_args(field.annotation):
+        (kind,) = set(get_args(field.annotation)) - {NoneType}
+        return st.none() | numbers(FieldInfo.from_annotation(kind))
     if get_origin(field.annotation) is Literal:
         return st.sampled_from(get_args(field.annotation))
     if field.annotation is bool:
@@ -61,9 +67,17 @@ def vars_of(constraint: object) -> dict[str, Any]:
 
 
 def made_of(policy: type[Variant]) -> st.SearchStrategy[Any]:
-    """Instances of a policy, with any numbers."""
+    """Instances of a policy, with any numbers that it takes together."""
     fields = {name: numbers(field) for name, field in policy.model_fields.items() if name != "kind"}
-    return st.builds(policy, **fields)
+    return st.fixed_dictionaries(fields).map(partial(made, policy)).filter(bool)
+
+
+def made(policy: type[Variant], given: dict[str, Any]) -> Variant | None:
+    """The policy with these numbers; None if it refuses them."""
+    try:
+        return policy(**given)
+    except ValidationError:
+        return None
 
 
 def policies(registry: Mapping[str, type[Variant]], name: str | None = None) -> st.SearchStrategy[Any]:

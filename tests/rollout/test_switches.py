@@ -154,6 +154,21 @@ def test_without_a_global_sink_the_window_begins_anew(order):
     assert not torch.allclose(after.sink.keys, before.sink.keys)
 
 
+def test_more_frames_than_the_window_may_be_computed_anew_of_which_it_keeps_its_own():
+    settings = SETTINGS.model_copy(update={"positions": "absolute"})
+    before, after, (call,) = switched(Recache(global_sink=False, frames=12), 9, settings)
+    assert (len(call.sigma), call.past) == (12, None)
+    assert after.sink is not None
+    torch.testing.assert_close(after.sink.keys, 0.5 * call.x[None, :, :2].flatten(4).transpose(3, 4).unsqueeze(4))
+    assert after.frames == before.frames
+    torch.testing.assert_close(values(after)[:, :, 2:], call.x[None, :, -4:].flatten(4).mT.unsqueeze(4))
+    past = after.past(2)
+    assert past is not None
+    assert past.key_positions.tolist() == [0, 1, 8, 9, 10, 11]
+    with pytest.raises(ValueError, match="frames=12 needs global_sink=false"):
+        Recache(frames=12)
+
+
 def test_a_window_of_no_whole_number_of_chunks_is_computed_anew_to_the_frame():
     settings = SETTINGS.model_copy(update={"window_frames": 7})
     _, _, calls = switched(Recache(order="causal"), 7, settings)

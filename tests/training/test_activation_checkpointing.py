@@ -48,6 +48,7 @@ def build(tiny_model_folder: Path, tmp_path: Path) -> Any:
         "rolling none": lambda: distilling(tiny_model_folder, kv_grad="none", **ROLLING),
         "rolling clean": lambda: distilling(tiny_model_folder, kv_grad="clean", **ROLLING),
         "rolling stale": lambda: distilling(tiny_model_folder, kv_grad="stale", **ROLLING),
+        "lora": lambda: distilling(tiny_model_folder, lora={role: {"rank": 3} for role in ("generator", "fake_score")}),
         "re_dmd": lambda: distilling(tiny_model_folder, reward=True, longest_frames=14),
     }
 
@@ -58,6 +59,8 @@ CASES = [
     ("ode_regression", "generator"),
     *((f"{name} {kv_grad}", "generator") for name in ("dmd", "rolling") for kv_grad in ("none", "clean", "stale")),
     ("dmd none", "fake_score"),
+    ("lora", "generator"),
+    ("lora", "fake_score"),
     ("re_dmd", "generator"),
 ]
 

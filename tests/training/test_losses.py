@@ -114,6 +114,16 @@ def test_the_flow_loss_is_zero_for_the_true_velocity() -> None:
     assert float(flow_loss(noise - x, noise, x)) == 0.0
 
 
+def test_the_flow_loss_is_the_mean_over_the_frames_of_its_mask() -> None:
+    x, noise, velocity = (torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2, 3))
+    mask, weight = torch.tensor([[False, True, True], [True, False, False]]), torch.tensor([1.0, 3.0])
+    of_frames = (velocity - (noise - x)).square().mean(dim=(2, 3, 4))
+    expected = (of_frames[0, 1] + of_frames[0, 2] + 3 * of_frames[1, 0]) / 3
+    torch.testing.assert_close(flow_loss(velocity, noise, x, weight, mask), expected)
+    everything = torch.ones_like(mask)
+    torch.testing.assert_close(flow_loss(velocity, noise, x, None, everything), flow_loss(velocity, noise, x))
+
+
 def test_guidance_moves_away_from_the_unconditional() -> None:
     x, sigma = torch.randn(SHAPE), torch.full((3,), 0.5)
     denoiser = Gaussian(2.0, 1.0, mean_of_null=1.0)

@@ -25,7 +25,9 @@ from reward_forcing.rollout import CacheSettings, KVCache, Rollout, SeededNoise,
 from reward_forcing.training import load_stage_settings
 from reward_forcing.training.dmd import DmdSettings
 from reward_forcing.training.learner import Learner
+from reward_forcing.training.lora import LoraSettings, adapt, adapter_names
 from reward_forcing.training.optim import AdamWSettings, MuonSettings, OptimizerSettings, hidden_matrices
+from reward_forcing.training.parallel import matrices
 from reward_forcing.training.plan import LAYOUTS, Cluster, make_plan
 from reward_forcing.training.plan_costs import (
     Attended,
@@ -37,6 +39,8 @@ from reward_forcing.training.plan_costs import (
     graph,
     patterned,
     rolled_out,
+    skipped_flops,
+    skipped_text_flops,
     text_flops,
     walked,
 )
@@ -95,6 +99,31 @@ def test_operations_of_a_forward_are_those_that_torch_counts(network: WanDiT, ki
         _, seen = forward(network, kind)
     shape = Shape.of(network, LATENT)
     assert counter.get_total_flops() == forward_flops(shape, seen, TEXT) + text_flops(shape, TEXT)
+
+
+def adapted_network() -> WanDiT:
+    network = adapt(WanDiT(**MODEL, text_dim=12), LoraSettings(rank=16))
+    torch.nn.init.normal_(network.proj_out.weight)
+    for name in adapter_names(network):
+        torch.nn.init.normal_(network.get_parameter(name), std=0.1)
+    return network
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_operations_with_adapters_are_those_that_torch_counts(kind: str):
+    network = adapted_network()
+    shape = Shape.of(network, LATENT)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        _, seen = forward(network, kind)
+    forwards = forward_flops(shape, seen, TEXT) + text_flops(shape, TEXT)
+    assert counter.get_total_flops() == forwards
+    if kind == "past":
+        return  # whose first block also spares the gradient of its input
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        forward(network, kind)[0].sum().backward()
+    expected = 3 * forwards - skipped_flops(shape, seen) - skipped_text_flops(shape, TEXT)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.05)
+    assert counter.get_total_flops() < 0.9 * 3 * forwards
 
 
 @pytest.mark.parametrize(("name", "tera"), [("wan-1.3b", 282.8), ("wan-14b", 1676.2)])
@@ -175,9 +204,16 @@ def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("compute", [4, 2], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 def test_bytes_kept_for_the_backward_are_those_that_autograd_saves(
-    network: WanDiT, kind: str, compute: int, monkeypatch: pytest.MonkeyPatch
+    network: WanDiT, kind: str, compute: int, lora: bool, monkeypatch: pytest.MonkeyPatch
 ):
+    mixed = compute == 2
+    if lora:
+        network = adapted_network()
+        for _, matrix in matrices(network, cast=True):
+            if mixed and not matrix.weight.requires_grad:  # as `place_transformer` keeps them
+                matrix.weight.data = matrix.weight.data.bfloat16()
     monkeypatch.setattr(layers, "attend", fused)
     monkeypatch.setattr(attention, "attend", fused)
     storages: dict[int, int] = {}
@@ -191,12 +227,15 @@ def test_bytes_kept_for_the_backward_are_those_that_autograd_saves(
             held.append(storage)
         return tensor
 
-    mixed = compute == 2
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
         _, seen = forward(network, kind)
     copied = hidden_matrices(network, ("condition_embedder.time_embedder", "condition_embedder.time_proj"))
-    copies = sum(2 * p.numel() for name, p in network.named_parameters() if name in copied) if mixed else 0
+    copies = (
+        sum(2 * p.numel() for name, p in network.named_parameters() if name in copied and p.requires_grad)
+        if mixed
+        else 0
+    )
     expected = graph(Shape.of(network, LATENT), [seen], TEXT, compute, checkpointed=False)
     assert sum(storages.values()) - copies == pytest.approx(expected, rel=0.05)
 
@@ -369,6 +408,48 @@ def test_more_clips_at_a_time_take_as_many_times_the_activations(plan):
         assert two.graph["sharded"] == 2 * one.graph["sharded"]
         assert two.beside["sharded"] == 2 * one.beside["sharded"]
     assert double.memory[0].bytes["replicated"] == plan.memory[0].bytes["replicated"]
+
+
+def test_adapters_are_planned_beside_a_frozen_network():
+    settings = load_stage_settings(CONFIGS / "long_tuning.yaml")
+    plan = make_plan(settings, Cluster())
+    memory = {row.what: row.bytes for row in plan.memory}
+    network = adapt(meta_transformer(Path("wan-1.3b")), LoraSettings())
+    numbers = sum(network.get_parameter(name).numel() for name in adapter_names(network))
+    assert numbers == 30 * 256 * (8 * 2 * 1536 + 2 * (1536 + 8960))
+    for role in ("generator", "fake_score"):
+        assert memory[f"{role}: adapters"]["replicated"] == memory[f"{role}: gradients"]["replicated"] == 4 * numbers
+        assert memory[f"{role}: adapters"]["both"] == 4 * numbers // 8
+        assert memory[f"{role}: optimizer"]["replicated"] == 8 * numbers
+        frozen = memory[f"{role}: weights, frozen"]["replicated"]
+        assert frozen == pytest.approx(2 * 1_418_996_800, rel=0.03)
+        assert f"{role}: average" not in memory
+    averaged = load_stage_settings(CONFIGS / "long_tuning.yaml", ["train.ema={generator: {decay: 0.99}}"])
+    row = next(row for row in make_plan(averaged, Cluster()).memory if row.what == "generator: average")
+    assert row.bytes["replicated"] == 4 * numbers
+
+
+def test_running_videos_cost_the_mean_of_their_stretches():
+    plan = make_plan(load_stage_settings(CONFIGS / "long_tuning.yaml"), Cluster())
+    work = {work.what: work for work in plan.costs[1].work}
+    shape = Shape.of(adapt(meta_transformer(Path("wan-1.3b")), LoraSettings()), (60, 104))
+    flops = [forward_flops(shape, seen, 512) for seen in rolled_out(CacheSettings(window_frames=12), 237)]
+    assert len(flops) == 79
+    assert work["rollout, all passes"].flops == pytest.approx(sum(flops) / 13)
+    assert work["rollout, clean passes"].flops == pytest.approx(sum(flops[:-1]) / 13)
+    assert work["re-cache at a switch"].flops == pytest.approx(forward_flops(shape, bidirectional(21), 512) / 13)
+    assert work["text encoder"].forwards == 1
+
+
+def test_the_largest_graph_is_the_first_stretchs_or_with_checkpointing_a_later_ones():
+    """The first adds a chunk more, the later ones see a longer past."""
+    plan = make_plan(load_stage_settings(CONFIGS / "long_tuning.yaml"), Cluster())
+    shape = Shape.of(adapt(meta_transformer(Path("wan-1.3b")), LoraSettings()), (60, 104))
+    passes = rolled_out(CacheSettings(window_frames=12), 39)
+    stretches = passes[:7], passes[7:]
+    plain, checkpointed = ([graph(shape, seen, 512, 2, again) for seen in stretches] for again in (False, True))
+    assert plan.peaks[0].graph["sharded"] == plain[0] > plain[1]
+    assert plan.peaks[0].graph["both"] == checkpointed[1] > checkpointed[0]
 
 
 def test_ode_regression_has_a_plan():

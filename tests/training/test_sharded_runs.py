@@ -19,21 +19,35 @@ from reward_forcing.training.rollouts import draw_course
 from reward_forcing.training.stage import Draw
 from reward_forcing.training.trainer import Trainer
 
-STAGES = ["flow_matching", "causal", "dmd", "re_dmd", "rolling"]
-ROLLING: dict[str, Any] = {
-    "rolling_share": 0.6,
-    "longest_frames": 12,
-    "switch_share": 0.5,
-    "cache": {"window_frames": 8, "chunk_frames": 2, "sink": {"kind": "ema", "frames": 2, "alpha": 0.9}},
+STAGES = ["flow_matching", "causal", "dmd", "re_dmd", "rolling", "lora", "long"]
+CHANGES: dict[str, dict[str, Any]] = {
+    "dmd": {"kv_grad": "clean"},
+    "re_dmd": {"kv_grad": "clean", "reward": True},
+    "rolling": {
+        "kv_grad": "clean",
+        "rolling_share": 0.6,
+        "longest_frames": 12,
+        "switch_share": 0.5,
+        "cache": {"window_frames": 8, "chunk_frames": 2, "sink": {"kind": "ema", "frames": 2, "alpha": 0.9}},
+    },
+    "lora": {"lora": {role: {"rank": 3, "alpha": 3.0} for role in ("generator", "fake_score")}},
+    "long": {
+        "long": {
+            "max_frames": 27,
+            "overlap_frames": 2,
+            "switch": {"kind": "recache", "global_sink": False, "frames": 8},
+        },
+        "switch_share": 1.0,
+    },
 }
+"""How the stages that distil differ from the tiny DMD stage."""
 
 
 @pytest.fixture
 def build(request: pytest.FixtureRequest, tiny_model_folder: Path, tmp_path: Path) -> Callable[..., Any]:
     """Builds the stage of the test's name: build(world=..., **changes)."""
-    if request.param in ("dmd", "re_dmd", "rolling"):
-        changes = ROLLING if request.param == "rolling" else {}
-        return partial(distilling, tiny_model_folder, reward=request.param == "re_dmd", kv_grad="clean", **changes)
+    if request.param in CHANGES:
+        return partial(distilling, tiny_model_folder, **CHANGES[request.param])
     latents = write_latents(tmp_path / "latents")
     return partial(flow_matching, tiny_model_folder, latents, causal=request.param == "causal")
 
@@ -111,6 +125,7 @@ def learned_at_start(build: Callable[..., Any], one: dict[str, Any]) -> dict[str
         f"{role}.network.{name}": tensor
         for role, network in networks.items()
         for name, tensor in network.state_dict().items()
+        if f"{role}.network.{name}" in one
     }
 
 

@@ -13,6 +13,7 @@ from reward_forcing.training import load_stage_settings
 
 if TYPE_CHECKING:
     from reward_forcing.training.plan import Plan
+    from reward_forcing.training.plan_workload import Part
 
 LABEL, COLUMN = 46, 18
 
@@ -36,10 +37,7 @@ def describe_plan(plan: Plan) -> str:
         f"* as configured: {_gib([plan.total[plan.configured]])[0]} GiB per GPU; {divided}",
         "",
         _row("networks", ["parameters", "", "from"]),
-        *(
-            _row(part.role, [f"{part.parameters / 1e9:.3f} G", "trained" if part.trained else "frozen", part.source])
-            for part in plan.networks
-        ),
+        *(_row(part.role, [f"{part.parameters / 1e9:.3f} G", _trained(part), part.source]) for part in plan.networks),
         "",
         _row("memory of one GPU, GiB", layouts),
         *(_row(memory.what, _gib(memory.bytes.values())) for memory in plan.memory),
@@ -55,7 +53,8 @@ def describe_plan(plan: Plan) -> str:
     for cost in plan.costs:
         lines.append(f"{cost.role} update")
         for work in cost.work:
-            backward = ("x3 (x4)" if work.recomputed else "x3") if work.grad else ""
+            times = [work.total(recomputed) / (work.forwards * work.flops) for recomputed in (False, True)]
+            backward = (f"x{times[0]:.3g} (x{times[1]:.3g})" if work.recomputed else f"x{times[0]:.3g}") * work.grad
             lines.append(_row(f"  {work.what}", [_tflop(work.flops), f"{work.forwards:g}", backward]))
         lines.append(_row("  in all", [_tflop(flops / plan.batch) for flops in cost.flops.values()]))
     rate = f"{plan.tflops:g} TFLOP/s x {plan.mfu:g} on {gpus}"
@@ -70,6 +69,12 @@ def describe_plan(plan: Plan) -> str:
         *(textwrap.fill(line, 120) for line in plan.assumed),
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _trained(part: Part) -> str:
+    if part.adapter:
+        return f"LoRA {part.adapter / 1e9:.3f} G"
+    return "trained" if part.trained else "frozen"
 
 
 def _row(label: str, cells: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BeforeValidator, PositiveInt, SerializeAsAny
+from pydantic import BeforeValidator, PositiveInt, SerializeAsAny, model_validator
 from torch import Tensor
 
 from reward_forcing.config import read_variant
@@ -50,6 +50,9 @@ class Recache(SwitchPolicy):
     causal mask and does not use it). 'causal': chunk by chunk, as frames enter a cache otherwise; the same prompt then
     changes nothing while the window holds the whole video.
 
+    frames: how many are computed anew if global_sink is False; None: the window. LongLive's long tuning takes 21 for a
+    window of 12; the cache keeps of them what the next chunk sees.
+
     As in the published code, sink and frames computed anew are `window_frames` together: a chunk more than the next
     chunk has room for, which the others see while they are computed. An EMA sink absorbs nothing twice. The rollout
     keeps the window's latents for it; with an unlimited window, all.
@@ -58,14 +61,21 @@ class Recache(SwitchPolicy):
     kind: Literal["recache"] = "recache"  # pyright: ignore[reportIncompatibleVariableOverride]
     global_sink: bool = True
     order: Literal["joint", "causal"] = "joint"
+    frames: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _frames_fit(self) -> "Recache":
+        if self.frames is not None and self.global_sink:
+            raise ValueError(f"recache frames={self.frames} needs global_sink=false; leave it out for the window")
+        return self
 
     def recall_frames(self, settings: CacheSettings) -> int | None:
-        """The window."""
-        return settings.window_frames
+        """The window, or `frames`."""
+        return self.frames or settings.window_frames
 
     def cache(self, cache: KVCache, recent: tuple[Tensor, ...], clean: Clean) -> KVCache:
         """The cache with the window's frames computed anew; itself where nothing is known of them."""
-        window, sink = cache.settings.window_frames, cache.settings.sink.frames
+        window, sink = self.recall_frames(cache.settings), cache.settings.sink.frames
         known = sum(latents.shape[1] for latents in recent)
         frames = known if window is None else min(known, window)
         anew = not self.global_sink or frames == cache.committed

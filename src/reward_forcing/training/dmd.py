@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from reward_forcing.flow import add_noise
@@ -25,11 +25,20 @@ from reward_forcing.rewards import Rater, Reward, RewardSettings, rate
 from reward_forcing.rollout.kv_cache import KVCache
 from reward_forcing.rollout.noise import SeededNoise
 from reward_forcing.rollout.rollout import KVGrad, Rollout
+from reward_forcing.rollout.switches import SwitchPolicy
+from reward_forcing.training.long_tuning import LongTuning, RunningVideos
 from reward_forcing.training.losses import dmd_gradient, dmd_loss, flow_loss, score_sigma
 from reward_forcing.training.networks import load_vae, place_transformer, save_transformer
 from reward_forcing.training.prompt_sources import FilePrompts, WorldPrompts
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
-from reward_forcing.training.rollouts import Course, RolloutSettings, draw_course, streamed_course
+from reward_forcing.training.rollouts import (
+    Course,
+    RolloutSettings,
+    course_at,
+    draw_course,
+    draw_exit,
+    streamed_course,
+)
 from reward_forcing.training.sampling import guided_x0
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
@@ -46,11 +55,14 @@ class DmdSettings(RolloutSettings):
     first scored chunk has no gradient (Self Forcing). kv_grad: see `rollout.KVGrad`. latent_size: rows and columns of a
     latent frame. guidance: the teacher's CFG weight, in the usual convention (the reference's 3.0 is 4.0 here).
     generator_every: critic updates per generator update. score_shift, score_range: where on the noise axis the scores
-    are compared. Where a prompt is switched all three networks read each frame's own prompt. first_frame_weight: factor
-    of the gradient of the first latent frame, which is a single pixel frame and has no past to go by. prompts: a file
-    with a prompt in each line, in place of `captions` captions of the world; its last `validation_prompts` are not
-    trained with. negative_prompt: what guidance leads away from. watched: rewards that nothing optimises, by name;
-    whenever samples are drawn they rate `watch_clips` clips of validation prompts. fps: of the decoded frames.
+    are compared. Where a prompt is switched all three networks read each frame's own prompt. long: videos run on from
+    update to update instead (LongLive's streaming long tuning, see `long_tuning`); switch_share is then that of the
+    videos, and a clip is scored with the prompt of its new frames, which alone count for both roles.
+    first_frame_weight: factor of the gradient of the first latent frame, which is a single pixel frame and has no past
+    to go by. prompts: a file with a prompt in each line, in place of `captions` captions of the world; its last
+    `validation_prompts` are not trained with. negative_prompt: what guidance leads away from. watched: rewards that
+    nothing optimises, by name; whenever samples are drawn they rate `watch_clips` clips of validation prompts. fps: of
+    the decoded frames.
     """
 
     stage: Literal["dmd"] = "dmd"
@@ -70,10 +82,24 @@ class DmdSettings(RolloutSettings):
     prompts: Path | None = None
     validation_prompts: PositiveInt = 16
     negative_prompt: str = ""
+    long: LongTuning | None = None
     first_frame_weight: PositiveFloat = 1.0
     watched: dict[str, RewardSettings] = Field(default_factory=dict)
     watch_clips: int = Field(16, ge=2)
     fps: PositiveFloat = 16.0
+
+    @model_validator(mode="after")
+    def _videos_run_on_chunk_by_chunk(self) -> Self:
+        if self.long is not None:
+            if self.longest_frames is not None:
+                raise ValueError("longest_frames is for rollouts of their own, long for videos that run on; give one")
+            if self.rolling_share:
+                raise ValueError(
+                    f"long goes on from finished chunks; with rolling_share={self.rolling_share:g} some would still be "
+                    "noisy where an update ends; give one"
+                )
+            self.long.check_fit(self.frames, self.cache, self.generator_every, self.switch_share)
+        return self
 
 
 @dataclass(frozen=True)
@@ -94,6 +120,9 @@ class Rolled:
         return range(self.first, self.first + self.clip.shape[1])
 
 
+RolledOut: TypeAlias = tuple[Rolled, PromptTimeline, Sequence[Sequence[str]]]
+"""A rollout, what the scores read with it, and its prompts in words."""
+
 DmdSettingsT = TypeVar("DmdSettingsT", bound=DmdSettings)
 
 
@@ -108,13 +137,20 @@ class DmdStage(Stage[DmdSettingsT]):
         self.streamed = streamed_course(settings)
         self.source = FilePrompts(settings.prompts, settings.validation_prompts) if settings.prompts else WorldPrompts()
         self.prompts = PromptEncoder(settings.text, device)
-        self.generator = place_transformer(settings.generator, self.placement)
+        lora = settings.train.lora
+        self.generator = place_transformer(settings.generator, self.placement, lora=lora.get("generator"), seed=seed)
         self.real_score = place_transformer(settings.real_score, self.placement, trained=False)
-        self.fake_score = place_transformer(settings.fake_score or settings.real_score, self.placement)
+        self.fake_score = place_transformer(self.critic_folder, self.placement, lora=lora.get("fake_score"), seed=seed)
         self.shape = (self.generator.config["in_channels"], *settings.latent_size)
+        self.videos = RunningVideos(settings.long, settings.frames, settings.cache) if settings.long else None
         self.raters: dict[str, tuple[Reward, Rater]] = {
             name: (reward, reward.load(device)) for name, reward in settings.watched.items()
         }
+
+    @property
+    def critic_folder(self) -> Path:
+        """Where the critic starts: the teacher, if nothing is said."""
+        return self.settings.fake_score or self.settings.real_score
 
     def networks(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "fake_score": self.fake_score}
@@ -127,14 +163,10 @@ class DmdStage(Stage[DmdSettingsT]):
         return ("generator", "fake_score") if step % self.settings.generator_every == 0 else ("fake_score",)
 
     def loss(self, role: str, step: int, draw: Draw) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The loss of one role on a fresh rollout."""
-        seeds, scenes, wordings = self._samples_of(role, draw)
-        course = draw_course(self.settings, draw.shared)
-        items = list(zip(scenes, wordings, strict=True))
-        captions = [self.source.prompts(items)] if course.switch is None else self.source.switched(items)
-        prompts = PromptTimeline(*map(self.prompts, captions), switch=course.read_from)
+        """The loss of one role on a fresh rollout, or on the next stretch of the running videos."""
+        roll_out = self._fresh_rollout if self.videos is None else self._next_stretch
         with torch.set_grad_enabled(role == "generator" and torch.is_grad_enabled()):
-            rolled = self._rollout(prompts, seeds, course)
+            rolled, prompts, captions = roll_out(role, step, draw)
         x = rolled.clip
         generators = [draw.sample(index, "score") for index in draw.share(self.settings.batch)]
         shift, levels = self.settings.score_shift, self.settings.score_range
@@ -145,6 +177,42 @@ class DmdStage(Stage[DmdSettingsT]):
             loss, more = self._generator_loss(rolled, sigma, noise, prompts, weight)
             return loss, {**metrics, **more}
         return self._critic_loss(rolled, sigma, noise, prompts, weight), metrics
+
+    def _fresh_rollout(self, role: str, step: int, draw: Draw) -> RolledOut:
+        """A rollout of its own for the role's update."""
+        seeds, scenes, wordings = self._samples_of(role, draw)
+        course = draw_course(self.settings, draw.shared)
+        items = list(zip(scenes, wordings, strict=True))
+        captions = [self.source.prompts(items)] if course.switch is None else self.source.switched(items)
+        prompts = PromptTimeline(*map(self.prompts, captions), switch=course.read_from)
+        return self._rollout(prompts, seeds, course), prompts, captions
+
+    def _next_stretch(self, role: str, step: int, draw: Draw) -> RolledOut:
+        """What the role's update adds to the running videos, with the frames before it that a clip shows.
+
+        A video's own draws are those of its beginning, whichever roles its updates are of.
+        """
+        long, videos, frames = self.settings.long, self.videos, self.settings.frames
+        assert long is not None
+        assert videos is not None
+        at = long.stretch(frames, self._updates_before(role, step))
+        begun = Draw.at(self.seed, "video", at.video, draw.shard, draw.shards)
+        seeds, scenes, wordings = self._samples_of(max(self.networks(), key=self.group), begun)
+        switch = long.draw_switch(frames, self.settings.switch_share, begun.shared)
+        items = list(zip(scenes, wordings, strict=True))
+        is_second = switch is not None and at.start >= switch
+        captions = self.source.prompts(items) if switch is None else self.source.switched(items)[is_second]
+        prompts = PromptTimeline(self.prompts(captions))
+        course = course_at(self.settings, at.end, draw_exit(self.settings, draw.shared), rolls=False)
+        rollout = self._new_rollout(prompts, seeds, course, long.switch)
+        x = videos.advance(rollout, course.passes, draw.share(self.settings.batch), at, switched=at.start == switch)
+        return self._scored(x, rollout.state.cache.sink_updates, long.overlap_frames), prompts, [captions]
+
+    def _updates_before(self, role: str, step: int) -> int:
+        """How many updates of either role come before the role's at `step`."""
+        every = self.settings.generator_every
+        generators = -(-step // every) + (role == "fake_score" and step % every == 0)
+        return step + generators
 
     def weight(
         self, role: str, rolled: Rolled, captions: Sequence[Sequence[str]]
@@ -181,7 +249,22 @@ class DmdStage(Stage[DmdSettingsT]):
 
     def _rollout(self, prompts: PromptTimeline, seeds: Sequence[int], course: Course) -> Rolled:
         """What the generator streams on a course, as its exits predicted it; scored frames carry gradient."""
-        rollout = Rollout(
+        rollout = self._new_rollout(prompts, seeds, course)
+        pieces = []
+        for chunk in rollout:
+            pieces.append(chunk.at_exit)
+            if prompts.second is not None and rollout.state.start == course.switch:
+                rollout.text = self.generator.encode_text(prompts.second)
+        state = rollout.state
+        pieces += [chunk.at_exit for chunk in state.noisy if chunk.at_exit is not None]
+        x = torch.cat(pieces, dim=1)[:, : course.frames]
+        return self._scored(x, state.cache.sink_updates, self.settings.cache.chunk_frames)
+
+    def _new_rollout(
+        self, prompts: PromptTimeline, seeds: Sequence[int], course: Course, switch: SwitchPolicy | None = None
+    ) -> Rollout:
+        """The generator's rollout on a course, from an empty cache, with the first of the prompts."""
+        return Rollout(
             Denoiser(self.generator),
             course.passes,
             KVCache.empty(self.settings.cache),
@@ -190,19 +273,15 @@ class DmdStage(Stage[DmdSettingsT]):
             self.shape,
             device=self.device,
             kv_grad=self.settings.kv_grad,
+            switch=switch,
         )
-        pieces = []
-        for chunk in rollout:
-            pieces.append(chunk.at_exit)
-            if prompts.second is not None and rollout.state.start == course.switch:
-                rollout.text = self.generator.encode_text(prompts.second)
-        state = rollout.state
-        pieces += [chunk.at_exit for chunk in state.noisy if chunk.at_exit is not None]
-        return self._scored(torch.cat(pieces, dim=1)[:, : course.frames], state.cache.sink_updates)
 
-    def _scored(self, x: Tensor, sink_updates: int) -> Rolled:
-        """The last frames of latents [B, F, C, h, w] as a clip of their own, which begins with a single pixel frame."""
-        scored, chunk = self.settings.frames, self.settings.cache.chunk_frames
+    def _scored(self, x: Tensor, sink_updates: int, shown: int) -> Rolled:
+        """The last frames of latents [B, F, C, h, w] as a clip of their own, which begins with a single pixel frame.
+
+        shown: how many of its frames are only shown, where the clip does not begin the video.
+        """
+        scored = self.settings.frames
         first = x.shape[1] - scored
         if first <= 0:
             return Rolled(x, 0, None, sink_updates)
@@ -210,7 +289,7 @@ class DmdStage(Stage[DmdSettingsT]):
             pixels = self.vae.decode(x[:, : first + 1].float())[0][:, -1:]
             image = self.vae.encode(pixels.clamp(0, 1))[0].to(x)
         mask = torch.ones(x.shape[0], scored, dtype=torch.bool, device=x.device)
-        mask[:, :chunk] = False
+        mask[:, :shown] = False
         return Rolled(torch.cat([image, x[:, first + 1 :]], dim=1), first, mask, sink_updates)
 
     def _generator_loss(
@@ -238,7 +317,26 @@ class DmdStage(Stage[DmdSettingsT]):
         levels = sigma[:, None].expand(x.shape[:2])
         text = prompts.text(self.fake_score, rolled.numbers())
         velocity = Denoiser(self.fake_score)(add_noise(x, noise, sigma), levels, text).velocity
-        return flow_loss(velocity, noise, x, weight)
+        return flow_loss(velocity, noise, x, weight, None if self.videos is None else rolled.mask)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The running videos."""
+        return {} if self.videos is None else self.videos.tensors()
+
+    def make_room(self, stored: Mapping[str, Tensor]) -> None:
+        """Hold this process's running videos, to be loaded into."""
+        if self.videos is not None:
+            share = self.settings.batch // self.world_size
+            self.videos.make_room(stored, range(self.rank * share, (self.rank + 1) * share))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the networks."""
+        return {} if self.videos is None else {"videos": self.videos.counts()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        if self.videos is not None:
+            self.videos.set_counts(state["videos"])
 
     @cached_property
     def vae(self) -> StreamingVAE:
@@ -281,8 +379,8 @@ class DmdStage(Stage[DmdSettingsT]):
 
     def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write `folder`/transformer, the generator, and `folder`/fake_score, for a run that goes on from here."""
-        save_transformer(networks["generator"], folder / "transformer")
-        save_transformer(networks["fake_score"], folder / "fake_score")
+        save_transformer(networks["generator"], folder / "transformer", self.settings.generator)
+        save_transformer(networks["fake_score"], folder / "fake_score", self.critic_folder)
 
 
 def mean_rewards(scores: Mapping[str, Sequence[float]]) -> dict[str, Tensor | float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -129,6 +129,14 @@ class FlowMatchingSettings(StageSettings):
     sample_shift: float = 5.0
     guidance: float = 4.0
 
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> Self:
+        if self.train.lora and self.init is None:
+            raise ValueError(
+                "train.lora adapts a trained transformer; give its folder as init, or leave train.lora out"
+            )
+        return self
+
 
 class FlowMatchingStage(Stage[FlowMatchingSettings]):
     """Trains role `transformer`; exports a diffusers `transformer/` folder."""
@@ -152,7 +160,8 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
         self.prompts = PromptEncoder(settings.text, device)
         torch.manual_seed(seed)
         if settings.init is not None:
-            self.network = place_transformer(settings.init, self.placement)
+            lora = settings.train.lora.get("transformer")
+            self.network = place_transformer(settings.init, self.placement, lora=lora, seed=seed)
         else:
             fresh = settings.model.build(self.data.shape[1], self.prompts.text_dim)
             nn.Module.to(fresh, device)
@@ -286,7 +295,7 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
 
     def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write `folder`/transformer."""
-        save_transformer(networks["transformer"], folder / "transformer")
+        save_transformer(networks["transformer"], folder / "transformer", self.settings.init)
 
 
 def _draw(generator: torch.Generator) -> float:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from reward_forcing.training.ema import Ema
+from reward_forcing.training.lora import adapters
 from reward_forcing.training.optim import build_optimizers, hidden_matrices
 from reward_forcing.training.parallel import whole, whole_and_sharded
 from reward_forcing.training.settings import TrainSettings
@@ -74,9 +75,12 @@ class Learner:
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that the next updates depend on, by name: to be saved, or to be loaded into.
 
-        network.PARAMETER, optimizer.PARAMETER.STATE, average.PARAMETER.
+        network.PARAMETER, optimizer.PARAMETER.STATE, average.PARAMETER. Of an adapted network only the adapters: the
+        stage has read the rest from where it lies.
         """
-        named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        state = self.network.state_dict()
+        kept = self.parameters if adapters(self.network) else state
+        named = {f"network.{name}": state[name] for name in kept}
         for name, p in self.parameters.items():
             for optimizer in self.optimizers:
                 state = optimizer.state.get(p, {})

@@ -43,7 +43,16 @@ def dmd_loss(x: Tensor, gradient: Tensor, weight: Tensor | None = None, mask: Te
     return squares.mean() if mask is None else squares[mask].mean()
 
 
-def flow_loss(velocity: Tensor, noise: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The critic's loss: mean (velocity - (noise - x))^2; weight: factor of each sample [B] inside the mean."""
-    squares = (velocity - (noise - x)).square().mean(dim=(1, 2, 3, 4))
+def flow_loss(
+    velocity: Tensor, noise: Tensor, x: Tensor, weight: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """The critic's loss: mean (velocity - (noise - x))^2.
+
+    weight: factor of each sample [B] inside the mean. mask: [B, F], the frames that the mean is over; None for all.
+    """
+    squares = (velocity - (noise - x)).square()
+    if mask is not None:
+        frames = squares.mean(dim=(2, 3, 4))
+        return (frames if weight is None else weight[:, None] * frames)[mask].mean()
+    squares = squares.mean(dim=(1, 2, 3, 4))
     return squares.mean() if weight is None else (weight * squares).mean()

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from torch import nn
+from torch import Tensor, nn
 
 from reward_forcing.checkpoints.detect import open_checkpoint
-from reward_forcing.checkpoints.load import open_network
+from reward_forcing.checkpoints.load import open_network, with_lora
 from reward_forcing.geometry import Geometry
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.training.lora import LoraSettings, adapt, adapter_names, adapters, initial_adapter, save_adapter
 from reward_forcing.training.parallel import Placement, like, matrices, parallelize
+from reward_forcing.training.stage import generator_for
 
 SHAPES_COMPILED = 64
 """Shapes of input that a compiled block is specialised on before it runs uncompiled: windows, batches, switches."""
@@ -39,29 +41,50 @@ def prepared(network: WanDiT, placement: Placement) -> WanDiT:
 
 
 @torch.no_grad()
-def place_transformer(folder: Path, placement: Placement, trained: bool = True) -> WanDiT:
+def place_transformer(
+    folder: Path, placement: Placement, trained: bool = True, lora: LoraSettings | None = None, seed: int = 0
+) -> WanDiT:
     """The transformer of a diffusers folder, prepared: in float32, or frozen with its matrices as they compute.
 
+    lora: frozen as well, but for new adapters in float32, whose initial values are a function of `seed`.
     The network is built without memory and one tensor is read at a time, so that of a sharded one no process ever holds
-    more than its own part. Raises FileNotFoundError if there is none, ValueError for a file that is damaged or unfit.
+    more than its own part. Raises FileNotFoundError if there is none, ValueError for a file that is damaged or unfit
+    and for layers to adapt that it does not have.
     """
     check_network(folder, "transformer")
     network, stored = open_network(open_checkpoint(folder))
     for parameter in network.parameters():
         parameter.data = parameter.data.float()
-    if not trained:
+    if not trained or lora is not None:
         network.requires_grad_(False)
         for _, module in matrices(network, cast=True):
             module.weight.data = module.weight.data.to(placement.compute)
+    if lora is not None:
+        adapt(network, lora)
+    new = set(adapter_names(network))
     nn.Module.to_empty(prepared(network, placement), device=placement.device)
     for name, parameter in network.named_parameters():
-        parameter.copy_(like(stored[name].read(), parameter))
+        values = (
+            initial_adapter(name, parameter, generator_for("lora", seed, name)) if name in new else stored[name].read()
+        )
+        parameter.copy_(like(values, parameter))
     return network.eval()
 
 
-def save_transformer(network: nn.Module, folder: Path) -> None:
-    """Write a transformer as a diffusers folder."""
+def save_transformer(network: nn.Module, folder: Path, base: Path | None) -> None:
+    """Write a transformer as a diffusers folder.
+
+    base: the folder that an adapted network was placed from. Of such a network the adapters are written by themselves
+    beside it, to `folder`_lora, and `folder` is the base in float32 with them merged.
+    """
     assert isinstance(network, WanDiT)
+    if adapters(network):
+        assert base is not None, "an adapted network has been placed from a folder"
+        alone = folder.with_name(f"{folder.name}_lora")
+        save_adapter(network, alone)
+        network, stored = open_network(open_checkpoint(base))
+        merged = with_lora({name: tensor.map(Tensor.float, torch.float32) for name, tensor in stored.items()}, alone)
+        network.load_state_dict({name: tensor.read() for name, tensor in merged.items()}, assign=True)
     network.save_pretrained(folder)
 
 

@@ -119,7 +119,8 @@ class OdeRegressionStage(Stage[OdeRegressionSettings]):
             check_sees_what_the_teacher_saw(settings, self.pairs.causal, self.frames)
         self.pattern = settings.pattern(self.frames)
         self.prompts = PromptEncoder(settings.text, device)
-        self.network = place_transformer(settings.init, self.placement)
+        lora = settings.train.lora.get("generator")
+        self.network = place_transformer(settings.init, self.placement, lora=lora, seed=seed)
         if self.network.config["in_channels"] != channels:
             raise ValueError(
                 f"'{settings.init}' takes latents of {self.network.config['in_channels']} channels, but the pairs in "
@@ -209,7 +210,7 @@ class OdeRegressionStage(Stage[OdeRegressionSettings]):
 
     def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write `folder`/transformer."""
-        save_transformer(networks["generator"], folder / "transformer")
+        save_transformer(networks["generator"], folder / "transformer", self.settings.init)
 
 
 def check_sees_what_the_teacher_saw(settings: OdeRegressionSettings, teacher: CausalTeacher, frames: int) -> None:

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.training.lora import adapt_like, adapter_names
 
 Shard = Literal["none", "full", "hybrid"]
 """How weights, gradients, optimizer states and averages lie over the processes.
@@ -132,20 +133,24 @@ def like(values: Tensor, tensor: Tensor) -> Tensor:
 def whole_copy(network: nn.Module, keep: bool) -> nn.Module:
     """The network itself; of a sharded one a whole copy on the CPU, with values in the processes that `keep` them.
 
-    A collective operation for sharded networks: one tensor after the other is gathered.
+    A collective operation for sharded networks: one tensor after the other is gathered. Of an adapted network the copy
+    holds the adapters; its frozen rest is as it was read, and stays without memory.
     """
     if not is_sharded(network):
         return network
     assert isinstance(network, WanDiT)
     state = {}
+    own = set(adapter_names(network))
     for name, tensor in network.state_dict().items():
+        if own and name not in own:
+            continue
         gathered = whole(tensor)
         if keep:
             state[name] = gathered.cpu()
     with torch.device("meta"):
         copy = WanDiT.from_config(network.config)
     assert isinstance(copy, WanDiT)
-    copy.load_state_dict(state, strict=keep, assign=True)
+    adapt_like(copy, network).load_state_dict(state, strict=keep and not own, assign=True)
     return copy
 
 

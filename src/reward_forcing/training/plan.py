@@ -192,14 +192,21 @@ def _standing(workload: Workload, train: TrainSettings, shards: int) -> list[Mem
                 add(f"{role}: weights, frozen", _held(part, compute, 1), _held(part, compute, shards))
             case role:
                 whole, sharded = _held(part, WIDE, 1), _held(part, WIDE, shards)
-                add(f"{role}: weights", whole, sharded)
+                if part.adapter:
+                    add(f"{role}: weights, frozen", _held(part, compute, 1), _held(part, compute, shards))
+                    whole, sharded = WIDE * part.adapter, -(-WIDE * part.adapter // shards)
+                add(f"{role}: adapters" if part.adapter else f"{role}: weights", whole, sharded)
                 add(f"{role}: gradients", whole, sharded)
                 undivided = part.state - part.divided_state
                 add(f"{role}: optimizer", part.state, undivided + -(-part.divided_state // shards))
                 if part.averaged:
                     add(f"{role}: average", whole, sharded)
-    copies = compute * max(part.cast for part in workload.parts if part.trained) if compute < WIDE else 0
-    gathered = 2 * max(part.block * (compute + WIDE * part.trained) for part in workload.parts)
+    copied = max(part.adapter or part.cast for part in workload.parts if part.trained)
+    copies = compute * copied if compute < WIDE else 0
+    gathered = 2 * max(
+        part.block * (compute + WIDE * (part.trained and not part.adapter)) + part.adapter_block * (compute + WIDE)
+        for part in workload.parts
+    )
     add("weights in use", copies, gathered)
     return rows
 
@@ -217,11 +224,11 @@ def _peak(update: Update, workload: Workload, train: TrainSettings, gpus: int, c
     the last part of a batch.
     """
     part = next(part for part in workload.parts if part.role == update.role)
-    matrices = part.cast + part.kept
+    matrices = part.learned_matrices
     graph, beside = {}, {}
     for layout in LAYOUTS:
         moments = update.checkpointed if layout.checkpointed else update.plain
-        undivided = part.parameters - (matrices if layout.sharded else 0)
+        undivided = part.learned - (matrices if layout.sharded else 0)
         averaging = 0 if gpus == 1 else 2 * WIDE * undivided
         adding_up = WIDE * matrices if layout.sharded and train.accumulate > 1 and gpus > 1 else 0
         graph[layout.name] = clips * moments.graph

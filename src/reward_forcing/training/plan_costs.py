@@ -18,15 +18,19 @@ from reward_forcing.models.attention import KV, AttentionPattern, Past
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.schedule import Pass, chunkwise
+from reward_forcing.training.lora import adapters
 
 WIDE = 4  # bytes of a float32 number
+TEXT_LAYERS = (".attn2.to_k", ".attn2.to_v")  # what reads the text's tokens in place of the frames'
 
 
 @dataclass(frozen=True)
 class Shape:
     """A transformer as the numbers its costs depend on.
 
-    inputs, outputs: numbers per token before and after the network. tokens: per latent frame.
+    inputs, outputs: numbers per token before and after the network. tokens: per latent frame. adapter, text_adapter:
+    numbers of the adapters that are applied to tokens of frames and of text, of all blocks; everything else is frozen
+    where there are any. ranks, text_ranks: sums of their ranks.
     """
 
     layers: int
@@ -38,6 +42,10 @@ class Shape:
     freq_dim: int
     text_dim: int
     tokens: int
+    adapter: int = 0
+    text_adapter: int = 0
+    ranks: int = 0
+    text_ranks: int = 0
 
     @classmethod
     def of(cls, network: WanDiT, latent_size: tuple[int, int]) -> Self:
@@ -49,6 +57,11 @@ class Shape:
         if latent_size[0] % rows or latent_size[1] % columns:
             raise ValueError(f"latent_size {latent_size} does not divide into patches of {(rows, columns)}")
         heads = config["num_attention_heads"]
+        adapted = [(name.endswith(TEXT_LAYERS), layer) for name, layer in adapters(network).items()]
+        numbers, ranks = (
+            [sum(count(layer) for of_text, layer in adapted if of_text == which) for which in (False, True)]
+            for count in (lambda layer: layer.rank * (layer.in_features + layer.out_features), lambda layer: layer.rank)
+        )
         return cls(
             layers=config["num_layers"],
             width=heads * config["attention_head_dim"],
@@ -59,7 +72,16 @@ class Shape:
             freq_dim=config["freq_dim"],
             text_dim=config["text_dim"],
             tokens=(latent_size[0] // rows) * (latent_size[1] // columns),
+            adapter=numbers[0],
+            text_adapter=numbers[1],
+            ranks=ranks[0],
+            text_ranks=ranks[1],
         )
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether only adapters are trained."""
+        return self.adapter + self.text_adapter > 0
 
 
 @dataclass(frozen=True)
@@ -121,19 +143,34 @@ def rolled_out(settings: CacheSettings, frames: int) -> tuple[Attended, ...]:
 def forward_flops(shape: Shape, seen: Attended, text_tokens: int) -> int:
     """Operations of one forward; a product of [a, b] and [b, c] counts 2 a b c, everything else nothing.
 
-    N (n E (12 E + 4 f) + 4 E (S^2 pairs + n L)) + 2 n E (inputs + outputs), and `time_flops`.
+    N (n E (12 E + 4 f) + 4 E (S^2 pairs + n L)) + 2 n E (inputs + outputs), `time_flops`, and 2 n for each number of an
+    adapter.
     """
     width, n = shape.width, seen.frames * shape.tokens
     products = n * width * (12 * width + 4 * shape.hidden)
     attention = 4 * width * (shape.tokens**2 * seen.pairs + n * text_tokens)
     ends = 2 * n * width * (shape.inputs + shape.outputs)
-    return shape.layers * (products + attention) + ends + time_flops(shape, seen.frames)
+    return shape.layers * (products + attention) + ends + time_flops(shape, seen.frames) + 2 * n * shape.adapter
+
+
+def skipped_flops(shape: Shape, seen: Attended) -> int:
+    """Operations that the backward of one forward is spared where only adapters are trained: 0 for a whole network.
+
+    A matrix in a block then costs the gradient of its input and not its own, what comes before the blocks neither.
+    """
+    if not shape.is_adapted:
+        return 0
+    width, n = shape.width, seen.frames * shape.tokens
+    products = shape.layers * n * width * (12 * width + 4 * shape.hidden)
+    before = 2 * n * width * shape.inputs + time_flops(shape, seen.frames)
+    return products + 2 * n * width * shape.outputs + 2 * before
 
 
 def kv_flops(shape: Shape, seen: Attended, text_tokens: int) -> int:
     """Operations of a clean pass, a forward that ends with the last layer's keys and values.
 
-    `forward_flops` without n E (8 E + 4 f) + 4 E (S^2 pairs + n L) in that layer, and without the output projection.
+    `forward_flops` without n E (8 E + 4 f) + 4 E (S^2 pairs + n L) in that layer, and without the output projection; of
+    a network without adapters.
     """
     width, n = shape.width, seen.frames * shape.tokens
     attention = 4 * width * (shape.tokens**2 * seen.pairs + n * text_tokens)
@@ -147,34 +184,47 @@ def time_flops(shape: Shape, frames: int) -> int:
 
 
 def text_flops(shape: Shape, text_tokens: int) -> int:
-    """Operations of `WanDiT.encode_text` for one prompt: 2 L E (text_dim + E) + 4 N L E^2."""
+    """Operations of `WanDiT.encode_text` for one prompt: 2 L E (text_dim + E) + 4 N L E^2, and those of adapters."""
     width = shape.width
-    return 2 * text_tokens * width * (shape.text_dim + width + 2 * shape.layers * width)
+    products = 2 * text_tokens * width * (shape.text_dim + width + 2 * shape.layers * width)
+    return products + 2 * text_tokens * shape.text_adapter
+
+
+def skipped_text_flops(shape: Shape, text_tokens: int) -> int:
+    """Operations that the backward of `encode_text` is spared where only adapters are trained: all but theirs."""
+    return 2 * (text_flops(shape, text_tokens) - 2 * text_tokens * shape.text_adapter) if shape.is_adapted else 0
 
 
 def layer_graph(shape: Shape, seen: Attended, compute: int) -> int:
-    """Bytes that one block keeps for its backward, given `compute` bytes per number of its matrix products."""
+    """Bytes that one block keeps for its backward, given `compute` bytes per number of its matrix products.
+
+    What only the gradients of norms, modulation and gates need is not kept where these are frozen.
+    """
+    whole = 0 if shape.is_adapted else 1
     width, n = shape.width, seen.frames * shape.tokens
     keys = n + seen.past * shape.tokens
     mixed = compute < WIDE
-    norm = WIDE + compute  # of queries or keys: the input in float32, and the normalised
-    stream = WIDE * 2  # a layer norm's input and output
-    self_attention = stream + (3 * compute if mixed else WIDE) + 2 * norm + 2 * compute + WIDE
+    norm = WIDE + whole * compute  # of queries or keys: the input in float32, and the normalised
+    stream = WIDE * (1 + whole)  # a layer norm's input and output
+    gate = whole * WIDE  # what is gated
+    self_attention = stream + (3 * compute if mixed else WIDE) + 2 * norm + 2 * compute + gate
     self_attention += compute if seen.spans > 1 else 0  # the outputs of all spans, joined
     cross_attention = WIDE + compute + norm + 2 * compute
-    feed_forward = stream + compute + WIDE
+    feed_forward = stream + compute + gate
     kept = n * width * (self_attention + cross_attention + feed_forward)
     kept += 2 * compute * keys * width  # keys and values
     kept += 2 * compute * n * shape.hidden  # before and after the activation
+    kept += compute * n * shape.ranks // shape.layers  # what lies between an adapter's matrices
     return kept + WIDE * n * (2 * shape.heads + 9)  # log-sum-exps of both attentions, statistics of the norms
 
 
 def text_graph(shape: Shape, text_tokens: int, compute: int) -> int:
     """Bytes that `encode_text` keeps for its backward."""
-    mixed = compute < WIDE
-    layer = (2 * compute if mixed else 0) + WIDE + compute + 2 * compute  # inputs cast, norm of keys, stacked result
-    embedder = 3 * compute * text_tokens * shape.width
-    return text_tokens * shape.width * layer * shape.layers + embedder
+    mixed, whole = compute < WIDE, 0 if shape.is_adapted else 1
+    norm = WIDE + whole * compute
+    layer = (2 * compute if mixed else 0) + norm + 2 * compute  # inputs cast, norm of keys, stacked result
+    embedder = (1 + 2 * whole) * compute * text_tokens * shape.width
+    return text_tokens * (shape.width * layer * shape.layers + compute * shape.text_ranks) + embedder
 
 
 def graph(shape: Shape, passes: Sequence[Attended], text_tokens: int, compute: int, checkpointed: bool) -> int:
@@ -191,7 +241,10 @@ def graph(shape: Shape, passes: Sequence[Attended], text_tokens: int, compute: i
             total += shape.layers * (n * shape.width * WIDE + past)
         else:
             total += shape.layers * layer_graph(shape, seen, compute)
-        total += n * shape.width * (2 * WIDE + compute) + n * compute * (shape.inputs + shape.outputs)
+        if shape.is_adapted:
+            total += n * shape.width * WIDE  # the last norm's input; beyond it all is frozen
+        else:
+            total += n * shape.width * (2 * WIDE + compute) + n * compute * (shape.inputs + shape.outputs)
     return total
 
 

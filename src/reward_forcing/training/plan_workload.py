@@ -19,6 +19,7 @@ from reward_forcing.config import unknown
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.training.dmd import DmdSettings
+from reward_forcing.training.lora import adapt, adapter_names
 from reward_forcing.training.ode_regression import OdeRegressionSettings
 from reward_forcing.training.optim import AdamWSettings, MuonSettings, hidden_matrices
 from reward_forcing.training.parallel import matrices
@@ -32,11 +33,13 @@ from reward_forcing.training.plan_costs import (
     forward_work,
     graph,
     patterned,
+    skipped_flops,
+    skipped_text_flops,
     text_flops,
 )
 from reward_forcing.training.plan_memory import LiveBytes
 from reward_forcing.training.plan_networks import meta_text_encoder, meta_transformer, meta_vae
-from reward_forcing.training.plan_rollouts import chunk_by_chunk, rolling_windows
+from reward_forcing.training.plan_rollouts import chunk_by_chunk, rolling_windows, running_videos
 from reward_forcing.training.re_dmd import ReDmdSettings
 from reward_forcing.training.settings import StageSettings, TrainSettings
 from reward_forcing.training.shards import MANIFEST
@@ -52,7 +55,8 @@ PUBLISHED_CLIP = (21, 60, 104)
 class Work:
     """Operations of an update on one clip. flops: of one forward. forwards: how many, on average over exit steps.
 
-    grad: a backward follows, which costs two forwards. recomputed: checkpointing makes it three.
+    grad: a backward follows, which costs two forwards, less the operations `skipped` for frozen matrices. recomputed:
+    checkpointing makes it one more.
     """
 
     what: str
@@ -60,11 +64,12 @@ class Work:
     forwards: float = 1.0
     grad: bool = False
     recomputed: bool = False
+    skipped: float = 0.0
 
     def total(self, checkpointed: bool) -> float:
         """Operations with their backward."""
         factor = (4 if checkpointed and self.recomputed else 3) if self.grad else 1
-        return factor * self.forwards * self.flops
+        return self.forwards * (factor * self.flops - (self.skipped if self.grad else 0.0))
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,8 @@ class Part:
 
     cast, kept: numbers in the matrices that compute in the compute dtype, and in those that stay float32; sharding
     divides both. state: bytes of its optimizer's state, divided_state: of that of matrices. averaged: whether it has a
-    moving average. Frozen networks have none of these three.
+    moving average. Frozen networks have none of these three. adapter: numbers of the adapters that alone are trained,
+    adapter_block: of a block's; both 0 where the network itself is, or nothing.
     """
 
     role: str
@@ -112,6 +118,18 @@ class Part:
     state: int = 0
     divided_state: int = 0
     averaged: bool = False
+    adapter: int = 0
+    adapter_block: int = 0
+
+    @property
+    def learned(self) -> int:
+        """Numbers that are trained, of a trained part."""
+        return self.adapter or self.parameters
+
+    @property
+    def learned_matrices(self) -> int:
+        """Those of them in matrices, which sharding divides."""
+        return self.adapter or self.cast + self.kept
 
 
 @dataclass(frozen=True)
@@ -142,13 +160,15 @@ def _dmd(settings: DmdSettings) -> Workload:
     """What `DmdStage` does: Reward Forcing, Eqs. 1-2, on rollouts whose exit is uniform (Self Forcing)."""
     compute, train = bytes_per_number(settings.train), settings.train
     sources = settings.generator, settings.real_score, settings.fake_score or settings.real_score
-    generator, real, fake = (meta_transformer(source) for source in sources)
+    roles = "generator", "real_score", "fake_score"
+    generator, real, fake = (_network(source, role, train) for source, role in zip(sources, roles, strict=True))
     g, r, f = (Shape.of(network, settings.latent_size) for network in (generator, real, fake))
     encoder, tokens, encoding = _text(settings.text)
-    rollouts, windows = chunk_by_chunk(settings, g, tokens, compute), rolling_windows(settings, g, tokens, compute)
+    rollouts = (chunk_by_chunk if settings.long is None else running_videos)(settings, g, tokens, compute)
+    windows = rolling_windows(settings, g, tokens, compute)
     whole, exit_step = bidirectional(settings.frames), (len(settings.denoising_steps) + 1) / 2
     rolls, alone = settings.rolling_share, 1 - settings.rolling_share
-    texts, null = 1 + settings.switch_share, settings.guidance != 1.0
+    texts, null = 1 + (settings.switch_share if settings.long is None else 0.0), settings.guidance != 1.0
     parts = [
         _part("generator", sources[0], generator, train),
         _part("fake_score", sources[2], fake, train),
@@ -166,14 +186,15 @@ def _dmd(settings: DmdSettings) -> Workload:
     clean_grad = settings.kv_grad == "clean"
     generator_work = (
         prompt,
-        Work("generator, text", text_flops(g, tokens), texts, grad=True),
+        Work("generator, text", text_flops(g, tokens), texts, grad=True, skipped=skipped_text_flops(g, tokens)),
         Work("rollout, passes before the last", rollouts.each, alone * (exit_step - 1)),
         Work("rollout, last passes, not scored", rollouts.each - rollouts.scored, alone),
-        Work("rollout, last passes, scored", rollouts.scored, alone, grad=True, recomputed=True),
-        Work("rollout, clean passes", rollouts.clean, alone, grad=clean_grad, recomputed=clean_grad),
+        Work("rollout, last passes, scored", rollouts.scored, alone, True, True, rollouts.skipped),
+        Work("rollout, clean passes", rollouts.clean, alone, clean_grad, clean_grad, rollouts.skipped_clean),
+        Work("re-cache at a switch", rollouts.recached),
         Work("rolling windows, not scored", windows.each - windows.scored, rolls),
-        Work("rolling windows, scored", windows.scored, rolls, grad=True, recomputed=True),
-        Work("rolling windows, clean passes", windows.clean, rolls, grad=clean_grad, recomputed=clean_grad),
+        Work("rolling windows, scored", windows.scored, rolls, True, True, windows.skipped),
+        Work("rolling windows, clean passes", windows.clean, rolls, clean_grad, clean_grad, windows.skipped_clean),
         Work("teacher", forward_flops(r, whole, tokens), 1.0 + null),
         Work("teacher, text", text_flops(r, tokens), texts + null),
         Work("critic", critic),
@@ -185,10 +206,11 @@ def _dmd(settings: DmdSettings) -> Workload:
         Work("generator, text", text_flops(g, tokens), texts),
         Work("rollout, all passes", rollouts.each, alone * exit_step),
         Work("rollout, clean passes", rollouts.clean, alone),
+        Work("re-cache at a switch", rollouts.recached),
         Work("rolling windows", windows.each, rolls),
         Work("rolling windows, clean passes", windows.clean, rolls),
-        Work("critic", critic, grad=True, recomputed=True),
-        Work("critic, text", text_flops(f, tokens), texts, grad=True),
+        Work("critic", critic, grad=True, recomputed=True, skipped=skipped_flops(f, whole)),
+        Work("critic, text", text_flops(f, tokens), texts, grad=True, skipped=skipped_text_flops(f, tokens)),
     )
 
     taken = [kind for kind, share in ((rollouts, alone), (windows, rolls)) if share]
@@ -224,6 +246,11 @@ def _left_out(settings: DmdSettings) -> list[str]:
         left.append("The reward is the decoding of its clip in float32; the network that rates it comes on top.")
     if settings.longest_frames is not None:
         left.append("Decoding and encoding the first scored frame of longer rollouts comes on top.")
+    if settings.long is not None:
+        left.append(
+            "Decoding and encoding the first frame of a clip comes on top. Between updates the running videos and "
+            "their caches lie in main memory, and a checkpoint holds them."
+        )
     if settings.kv_grad != "none":
         left.append("Of the gradient through the cache, the graph of the cache itself comes on top.")
     return left
@@ -233,14 +260,20 @@ def _ode_regression(settings: OdeRegressionSettings) -> Workload:
     """What `OdeRegressionStage` does: one forward through the block-causal mask, and its backward."""
     compute = bytes_per_number(settings.train)
     frames, rows, columns = _pairs_clip(settings.pairs)
-    network = meta_transformer(settings.init)
+    network = _network(settings.init, "generator", settings.train)
     shape = Shape.of(network, (rows, columns))
     encoder, tokens, encoding = _text(settings.text)
     seen = patterned(settings.pattern(frames))
     work = (
         Work("text encoder", encoding),
-        Work("generator, text", text_flops(shape, tokens), grad=True),
-        Work("generator", forward_flops(shape, seen, tokens), grad=True, recomputed=True),
+        Work("generator, text", text_flops(shape, tokens), grad=True, skipped=skipped_text_flops(shape, tokens)),
+        Work(
+            "generator",
+            forward_flops(shape, seen, tokens),
+            grad=True,
+            recomputed=True,
+            skipped=skipped_flops(shape, seen),
+        ),
     )
 
     def moments(checkpointed: bool) -> Moments:
@@ -277,12 +310,24 @@ def _moments(graph: int, during: Sequence[int], before: int = 0) -> Moments:
     return Moments(graph, max(before, graph + max(during)))
 
 
+def _network(source: Path, role: str, train: TrainSettings) -> WanDiT:
+    """The transformer of a role, with the adapters that it is trained by, if it is."""
+    network, lora = meta_transformer(source), train.lora.get(role)
+    return network if lora is None else adapt(network, lora)
+
+
 def _part(role: str, source: Path, network: WanDiT, train: TrainSettings | None) -> Part:
     """A transformer as part of a run; frozen without `train`. Raises ValueError for a role without an optimizer."""
-    parameters = {name: p.numel() for name, p in network.named_parameters()}
-    total, block = sum(parameters.values()), sum(p.numel() for p in network.blocks[0].parameters())
+    new = set(adapter_names(network))
+    parameters = {name: p.numel() for name, p in network.named_parameters() if name not in new}
+    total, block = sum(parameters.values()), sum(n for name, n in parameters.items() if name.startswith("blocks.0."))
     cast, kept = (
-        {f"{name}.weight": module.weight.numel() for name, module in matrices(network, cast)} for cast in (True, False)
+        {
+            f"{name}.weight": module.weight.numel()
+            for name, module in matrices(network, cast)
+            if f"{name}.weight" not in new
+        }
+        for cast in (True, False)
     )
     part = Part(role, str(source), total, block, sum(cast.values()), sum(kept.values()))
     if train is None:
@@ -291,6 +336,12 @@ def _part(role: str, source: Path, network: WanDiT, train: TrainSettings | None)
         raise ValueError(f"train.optimizers has no entry for role '{role}': {unknown('role', role, train.optimizers)}")
     hidden = hidden_matrices(network, EDGES)
     optimizer = train.optimizers[role]
+    if new:
+        adapter = {name: network.get_parameter(name).numel() for name in sorted(new)}
+        state = optimizer_bytes(optimizer, adapter, [name for name in hidden if name in new])
+        of_block = sum(count for name, count in adapter.items() if name.startswith("blocks.0."))
+        part = replace(part, adapter=sum(adapter.values()), adapter_block=of_block)
+        return replace(part, trained=True, state=state, divided_state=state, averaged=role in train.ema)
     return replace(
         part,
         trained=True,

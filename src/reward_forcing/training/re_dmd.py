@@ -134,10 +134,11 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the networks."""
-        return {"running": self.running.state_dict(), "at_start": self.at_start}
+        return {**super().state_dict(), "running": self.running.state_dict(), "at_start": self.at_start}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
+        super().load_state_dict(state)
         self.running.load_state_dict(state.get("running"))
         self.at_start = state.get("at_start", {})
 

@@ -99,16 +99,20 @@ def course_at(settings: RolloutSettings, frames: int, exit_step: int, rolls: boo
 
 
 def draw_course(settings: RolloutSettings, shared: torch.Generator) -> Course:
-    """A course at random; with the generator that all processes share, the same for all of them.
-
-    One exit for the whole batch, so that all processes do the same work (Self Forcing). The reference of Rolling
-    Forcing draws it in each process, whose numbers of gradient passes then differ.
-    """
+    """A course at random; with the generator that all processes share, the same for all of them."""
     rolls = settings.rolling_share > 0 and float(torch.rand((), generator=shared)) < settings.rolling_share
-    exit_step = int(torch.randint(len(settings.sigmas), (), generator=shared))
+    exit_step = draw_exit(settings, shared)
     switched = _switched_chunk(settings, shared)
     frames = settings.lengths[int(torch.randint(len(settings.lengths), (), generator=shared))]
     return _switched(course_at(settings, frames, exit_step, rolls), switched, settings.cache.chunk_frames)
+
+
+def draw_exit(settings: RolloutSettings, shared: torch.Generator) -> int:
+    """The exit step of a whole batch, so that all processes do the same work (Self Forcing).
+
+    The reference of Rolling Forcing draws it in each process, whose numbers of gradient passes then differ.
+    """
+    return int(torch.randint(len(settings.sigmas), (), generator=shared))
 
 
 def streamed_course(settings: RolloutSettings) -> Course:

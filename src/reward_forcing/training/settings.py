@@ -6,6 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from reward_forcing.config import Settings
 from reward_forcing.training.ema import EmaSettings
+from reward_forcing.training.lora import LoraSettings
 from reward_forcing.training.optim import LearningRateSettings, OptimizerSettings
 from reward_forcing.training.parallel import Shard
 
@@ -13,7 +14,8 @@ from reward_forcing.training.parallel import Shard
 class TrainSettings(Settings):
     """How a stage is trained: everything the trainer decides and the stage need not know.
 
-    steps: length of the run. optimizers, ema: by role, e.g. {"generator": ...}. clip_norm: gradient norm per role.
+    steps: length of the run. optimizers, ema: by role, e.g. {"generator": ...}. lora: also by role; the role's network
+    is frozen then, and adapters beside its layers are trained, averaged and saved. clip_norm: gradient norm per role.
     precision: "bf16" runs the losses under autocast; master weights stay float32. accumulate: shards of the batch that
     one process works off before an update. shard: see `parallel.Shard`. activation_checkpointing: trained networks
     compute their blocks again in the backward instead of keeping what they need for it; gradients stay the same to the
@@ -27,6 +29,7 @@ class TrainSettings(Settings):
     optimizers: dict[str, OptimizerSettings]
     learning_rate: LearningRateSettings = LearningRateSettings()
     ema: dict[str, EmaSettings] = Field(default_factory=dict)
+    lora: dict[str, LoraSettings] = Field(default_factory=dict)
     clip_norm: PositiveFloat | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False

@@ -85,9 +85,9 @@ class Stage(ABC, Generic[SettingsT]):
         self.device = device
         self.clock = Clock()
         train = settings.train
-        if not self.transformers and (train.shard != "none" or train.activation_checkpointing):
+        if not self.transformers and (train.shard != "none" or train.activation_checkpointing or train.lora):
             raise ValueError(
-                f"stage '{settings.stage}' trains no transformer; leave out train.shard and "
+                f"stage '{settings.stage}' trains no transformer; leave out train.shard, train.lora and "
                 "train.activation_checkpointing"
             )
         self.placement = Placement.of(train.shard, train.precision, world_size, device, train.compile)
@@ -140,6 +140,17 @@ class Stage(ABC, Generic[SettingsT]):
         """Continue from `state_dict`."""
         return
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return tensors that a resumed run needs besides the networks, under names that no other process uses."""
+        return {}
+
+    def make_room(self, stored: Mapping[str, Tensor]) -> None:
+        """Hold, to be loaded into, those of the tensors stored under the names of `tensors` that this process needs.
+
+        stored: of all processes, however many there were, without values.
+        """
+        return
+
     def samples(self, step: int) -> Mapping[str, Tensor]:
         """Return clips to look at after `step` steps: name -> frames [n, T, 3, H, W], uint8 or float in [0, 1].
 
@@ -154,7 +165,12 @@ class Stage(ABC, Generic[SettingsT]):
 
     def summary(self) -> str:
         """Return what is trained, in one line."""
-        sizes = (
-            f"{role} {sum(p.numel() for p in net.parameters()) / 1e6:.2f}M" for role, net in self.networks().items()
-        )
+        sizes = (f"{role} {_millions(network)}" for role, network in self.networks().items())
         return f"{self.settings.stage}: " + ", ".join(sizes)
+
+
+def _millions(network: nn.Module) -> str:
+    """How many parameters a network has, and how many of them are trained where some are not."""
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    whole, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    return f"{whole / 1e6:.2f}M" + (f" of which {trained / 1e6:.2f}M are trained" if trained < whole else "")

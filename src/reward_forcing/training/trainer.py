@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,12 +235,9 @@ class Trainer:
         self._saved_at, self._saved_step, self._save_due = time.monotonic(), self.step, False
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of all learners, as `ROLE.NAME`."""
-        return {
-            f"{role}.{name}": tensor
-            for role, learner in self.learners.items()
-            for name, tensor in learner.tensors().items()
-        }
+        """The tensors of all learners and of the stage, as `ROLE.NAME` and `stage.NAME`."""
+        owners = {**self.learners, "stage": self.stage}
+        return {f"{own}.{name}": tensor for own, owner in owners.items() for name, tensor in owner.tensors().items()}
 
     def _resume(self) -> None:
         """Load the newest whole checkpoint into every process, or start with the first one's weights."""
@@ -251,9 +249,9 @@ class Trainer:
         check_same_settings(self._with_defaults(values["settings"]), self._settings_dump(), HARMLESS, self.out)
         stored = self.checkpoints.stored(path)
         for role, learner in self.learners.items():
-            mark = f"{role}."
-            learner.make_room({key.removeprefix(mark): t for key, t in stored.items() if key.startswith(mark)})
+            learner.make_room(_named(stored, role))
             learner.set_counts(values["learners"][role])
+        self.stage.make_room(_named(stored, "stage"))
         self.checkpoints.load(path, self._tensors())
         self.stage.load_state_dict(values["stage"])
         self.step, self._skipped = values["step"], values["skipped"]
@@ -303,8 +301,15 @@ class Trainer:
             console().print(text, markup=False, soft_wrap=True)
 
     def _check_roles(self, roles: set[str]) -> None:
-        for place, named in (("optimizers", set(self.settings.optimizers)), ("ema", set(self.settings.ema))):
-            for role in sorted(named - roles):
+        by_role = {"optimizers": self.settings.optimizers, "ema": self.settings.ema, "lora": self.settings.lora}
+        for place, named in by_role.items():
+            for role in sorted(set(named) - roles):
                 raise ValueError(f"train.{place}: {unknown('role', role, sorted(roles))}")
         for role in sorted(roles - set(self.settings.optimizers)):
             raise ValueError(f"train.optimizers has no entry for role '{role}' of stage '{self.stage.settings.stage}'")
+
+
+def _named(stored: Mapping[str, torch.Tensor], owner: str) -> dict[str, torch.Tensor]:
+    """The tensors stored as `OWNER.NAME`, by name."""
+    mark = f"{owner}."
+    return {key.removeprefix(mark): tensor for key, tensor in stored.items() if key.startswith(mark)}
