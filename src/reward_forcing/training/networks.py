@@ -71,7 +71,7 @@ def place_transformer(
     return network.eval()
 
 
-def save_transformer(network: nn.Module, folder: Path, base: Path | None) -> None:
+def save_transformer(network: nn.Module, folder: Path, base: Path | None = None) -> None:
     """Write a transformer as a diffusers folder.
 
     base: the folder that an adapted network was placed from. Of such a network the adapters are written by themselves
