@@ -36,8 +36,8 @@ def _products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def products_are_chosen(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether `attend_by_products` is the kernel for these, which any attention may be asked.
 
-    With gradients it always is: forward and backward took at most 3 % longer where the fused kernel is fast, and less than
-    half of its time where it is not.
+    With gradients it always is: forward and backward took at most 3 % longer where the fused kernel is fast, and
+    less than half of its time where it is not.
     """
     tensors = (query, key, value)
     if query.device.type != "cpu" or any(tensor.dtype != torch.bfloat16 for tensor in tensors):
