@@ -67,6 +67,15 @@ def test_the_bundled_suite_streams_the_first_quarter_for_a_minute() -> None:
     assert [len(one.prompts) for one in open_suite("mini", prompts=6).sets] == [6, 2]
 
 
+def test_the_validation_suite_has_prompts_as_training_draws_them_and_shares_no_scene_with_the_held_out_one() -> None:
+    (short,) = open_suite("mini-validation").sets
+    assert (short.name, len(short.prompts), short.seconds) == ("short", 192, 5)
+    assert [truth.index for truth in short.truth] == list(range(200, 392))
+    assert not any(is_held_out(truth.scene) for truth in short.truth if KINDS[truth.scene.kind].has_object)
+    assert not set(short.prompts) & set(open_suite("mini", prompts=256).sets[0].prompts)
+    assert open_suite("mini-validation", prompts=6).sets[0].prompts == short.prompts[:6]
+
+
 def test_quick_keeps_few_prompts_and_shortens_the_long_ones() -> None:
     suite = open_suite("mini", quick=True)
     assert [(len(one.prompts), len(one.truth), one.seconds) for one in suite.sets] == [(16, 16, 5), (4, 4, 20)]
@@ -123,7 +132,7 @@ def test_a_bad_prompt_file_names_the_line(tmp_path: Path, text: str, message: st
 
 
 def test_a_name_that_is_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="no suite 'minni'; expected 'mini', a file of prompts or a folder"):
+    with pytest.raises(ValueError, match="no suite 'minni'; expected 'mini', 'mini-validation', a file"):
         open_suite("minni")
 
 

@@ -28,7 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 
 
 def run(
-    suite: Annotated[str, typer.Option(help="mini, a file with a prompt in each line, or a folder of videos.")],
+    suite: Annotated[str, typer.Option(help="mini, mini-validation, a file of prompts, or a folder of videos.")],
     out: Annotated[Path, typer.Option(help="Folder to write to; the same command again goes on where it stopped.")],
     model: Annotated[str | None, typer.Option(help="Bundled name, folder or hub id. [default: mini]")] = None,
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,

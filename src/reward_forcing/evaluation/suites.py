@@ -19,12 +19,14 @@ from pydantic import ValidationError
 
 from reward_forcing.config import Settings, describe, unknown
 from reward_forcing.data.video_reader import look_at
-from reward_forcing.evaluation.world_suite import Prompt, held_out_prompts
+from reward_forcing.evaluation.world_suite import Prompt, held_out_prompts, validation_prompts
 from reward_forcing.streaming.video_io import read_metadata
 
-BUNDLED_SUITE = "mini"
+BUNDLED_SUITE, VALIDATION_SUITE = "mini", "mini-validation"
 SHORT_SECONDS, LONG_SECONDS = 5.0, 60.0
 SHORT_PROMPTS = 64
+VALIDATION_PROMPTS, FIRST_VALIDATION = 192, 200
+"""The validation suite begins behind the scenes that trainings watch."""
 PROMPTS_PER_LONG = 4
 """The bundled suite streams the first of so many short prompts for a minute, too."""
 QUICK_PROMPTS, QUICK_LONG_PROMPTS, QUICK_SECONDS = 16, 4, 20.0
@@ -121,14 +123,16 @@ def _quick(prompts: PromptSet) -> PromptSet:
 
 
 def open_suite(name: str, prompts: int | None = None, seeds: int = 1, quick: bool = False) -> Suite:
-    """The suite called `name`: 'mini', a prompt file, or a folder of videos.
+    """The suite called `name`: 'mini', 'mini-validation', a prompt file, or a folder of videos.
 
     prompts: how many of each set, from the first on (None: all; of 'mini', any number of short ones and a quarter as
-    many long ones). seeds: clips of each prompt.
+    many long ones; of 'mini-validation', any number). seeds: clips of each prompt.
     Raises ValueError for another name and as `suite_of_file` and `suite_of_folder` do.
     """
     if name == BUNDLED_SUITE:
         suite = bundled_suite(prompts or SHORT_PROMPTS, seeds)
+    elif name == VALIDATION_SUITE:
+        suite = validation_suite(prompts or VALIDATION_PROMPTS, seeds)
     elif Path(name).is_dir():
         if seeds != 1:
             raise ValueError("a folder of videos has the seeds it has; leave the number of seeds out")
@@ -136,7 +140,8 @@ def open_suite(name: str, prompts: int | None = None, seeds: int = 1, quick: boo
     elif Path(name).is_file():
         suite = suite_of_file(Path(name), prompts, seeds)
     else:
-        raise ValueError(f"no suite '{name}'; expected '{BUNDLED_SUITE}', a file of prompts or a folder of videos")
+        bundled = f"'{BUNDLED_SUITE}', '{VALIDATION_SUITE}'"
+        raise ValueError(f"no suite '{name}'; expected {bundled}, a file of prompts or a folder of videos")
     return suite.quick() if quick else suite
 
 
@@ -150,6 +155,15 @@ def bundled_suite(prompts: int = SHORT_PROMPTS, seeds: int = 1) -> Suite:
     short = PromptSet("short", tuple(prompt.text for prompt in truth), SHORT_SECONDS, seeds, truth)
     long = replace(short.first(max(2, prompts // PROMPTS_PER_LONG)), name="long", seconds=LONG_SECONDS)
     return Suite(BUNDLED_SUITE, (short, long))
+
+
+def validation_suite(prompts: int = VALIDATION_PROMPTS, seeds: int = 1) -> Suite:
+    """Prompts to choose recipes by, so that the held-out ones stay unseen: of the world's validation scenes, 5 seconds.
+
+    Combinations and wordings are of the kind that training draws from.
+    """
+    truth = tuple(validation_prompts(prompts, FIRST_VALIDATION))
+    return Suite(VALIDATION_SUITE, (PromptSet("short", tuple(one.text for one in truth), SHORT_SECONDS, seeds, truth),))
 
 
 def distinct_prompts(number: int) -> tuple[Prompt, ...]:

@@ -30,7 +30,7 @@ ATTRIBUTES = ("colour", "shape", "count", "motion", "direction", "background", "
 
 @dataclass(frozen=True)
 class Prompt:
-    """A held-out prompt: its number, its wording, what it says, and the scene it was worded from."""
+    """A prompt of the world: its scene's number, its wording, what it says, and the scene it was worded from."""
 
     index: int
     text: str
@@ -68,6 +68,13 @@ def _prompt(index: int) -> Prompt:
         says = worded.says | {"size": UNSAID, "speed": UNSAID}
         worded = Caption(FIRST_HELD_OUT, says)
     return Prompt(index, worded.text, worded.says, scene)
+
+
+def validation_prompts(count: int, first: int = 0) -> list[Prompt]:
+    """Prompts of validation scenes `first`, `first` + 1, ...: other clips of combinations and wordings of training."""
+    scenes = [(index, world_scene(index, "validation")) for index in range(first, first + count)]
+    worded = [(index, scene, caption(scene, np.random.default_rng(index))) for index, scene in scenes]
+    return [Prompt(index, one.text, one.says, scene) for index, scene, one in worded]
 
 
 def underspecified_prompts(count: int, left_out: Sequence[Sequence[str]]) -> list[Prompt]:
