@@ -16,7 +16,7 @@ from laws.policies import ways
 from rollout.toy import SHAPE, SIGMAS, ToyDenoiser, tiny_denoiser, tiny_text, tiny_wan, toy_text
 from torch import Tensor
 
-from reward_forcing.models.attention import KV, Past, Prediction, TextContext
+from reward_forcing.models.attention import KV, Past, Prediction, TextContext, WantKV
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import block_causal
 from reward_forcing.rollout import CacheSettings, EmaSink, KVCache, NoSink, Rollout, SeededNoise, StaticSink
@@ -38,13 +38,13 @@ def video(rollout: Rollout, chunks: int) -> Tensor:
 
 @dataclass
 class Recorder:
-    """A denoiser that keeps its predictions."""
+    """A denoiser that keeps its predictions, whole ones."""
 
     denoiser: Denoiser
     predictions: list[Prediction] = field(default_factory=list)
 
-    def __call__(self, *arguments, **options) -> Prediction:
-        self.predictions.append(self.denoiser(*arguments, **options))
+    def __call__(self, *arguments, want_kv: WantKV = False, **options) -> Prediction:
+        self.predictions.append(self.denoiser(*arguments, want_kv=bool(want_kv), **options))
         return self.predictions[-1]
 
     def rotate(self, *arguments):

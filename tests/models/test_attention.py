@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
 
-from reward_forcing.models import attention
+from reward_forcing.models import cpu_attention
 from reward_forcing.models.attention import AttentionPattern, attend, attend_pattern
 from reward_forcing.models.masks import block_causal, teacher_forcing
 
@@ -71,9 +72,13 @@ def test_impossible_patterns_are_refused():
         AttentionPattern((((0, 2), ((0, 2),)),), (0, 1, 2))
 
 
+@pytest.mark.parametrize("products", [True, False])
 @pytest.mark.parametrize("at_once", [1 << 24, 700])
-def test_bfloat16_products_on_a_cpu_agree_with_the_fused_kernel(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "SCORES_AT_ONCE", at_once)
+def test_either_kernel_for_bfloat16_on_a_cpu_agrees_with_float32(
+    products: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_attention, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(cpu_attention, "products_are_faster", lambda width: products)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, n, 3, 16, generator=generator, dtype=torch.bfloat16) for n in (20, 33, 33))
     exact = attend(query.float(), key.float(), value.float())
@@ -82,3 +87,26 @@ def test_bfloat16_products_on_a_cpu_agree_with_the_fused_kernel(at_once: int, mo
             out = attend(query, key, value)
         assert out.dtype == torch.bfloat16
         assert float((out.float() - exact).norm() / exact.norm()) < 1e-2
+
+
+def test_the_kernel_is_measured_once_and_in_no_mode_of_the_callers() -> None:
+    cpu_attention.products_are_faster.cache_clear()
+    query = torch.randn(1, 5, 2, 24, dtype=torch.bfloat16)
+    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+        attend(query, query, query)
+        attend(query, query, query)
+    assert counter.get_total_flops() <= 2 * 4 * 2 * 5 * 5 * 24
+    assert cpu_attention.products_are_faster.cache_info().misses == 1
+
+
+def test_with_gradients_products_are_chosen() -> None:
+    query = torch.randn(1, 5, 2, 24, dtype=torch.bfloat16, requires_grad=True)
+    assert cpu_attention.products_are_chosen(query, query, query)
+    assert not cpu_attention.products_are_chosen(query.float(), query, query)
+
+
+def test_under_autocast_products_are_chosen_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.zeros(1, 1, 4, 8, dtype=torch.bfloat16)
+    monkeypatch.setattr(cpu_attention, "products_are_faster", lambda width: pytest.fail("measured"))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert cpu_attention.products_are_chosen(query, query, query)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.denoiser import REMEMBERED, Denoiser
 
 SHAPE = (2, 3, 4, 4, 6)
 
@@ -38,3 +38,73 @@ def test_sigma_of_another_shape_is_refused(tiny_dit):
     text = network.encode_text(torch.randn(2, 5, 12))
     with pytest.raises(ValueError, match=r"sigma must be \[3\] or \[2, 3\], got \[2\]"):
         Denoiser(network)(torch.randn(SHAPE), torch.rand(2), text)
+
+
+def embeddings_asked(network, monkeypatch) -> list[torch.Tensor]:
+    """The timesteps that the network embeds from now on."""
+    asked, embed = [], network.condition_embedder.time
+    monkeypatch.setattr(
+        network.condition_embedder, "time", lambda timestep: (asked.append(timestep), embed(timestep))[1]
+    )
+    return asked
+
+
+@torch.no_grad()
+def test_frozen_weights_embed_a_noise_level_once(tiny_dit, monkeypatch):
+    network = tiny_dit().requires_grad_(False)
+    x, text = torch.randn(SHAPE), network.encode_text(torch.randn(2, 5, 12))
+    fresh = [Denoiser(network)(x, torch.full((3,), level), text).x0 for level in (0.9, 0.5)]
+    denoiser, asked = Denoiser(network), embeddings_asked(network, monkeypatch)
+    for _ in range(3):
+        for level, expected in zip((0.9, 0.5), fresh, strict=True):
+            assert torch.equal(denoiser(x, torch.full((3,), level), text).x0, expected)
+    assert len(asked) == 2
+    denoiser(x, torch.tensor([0.9, 0.9, 0.5]), text)
+    assert len(asked) == 3
+
+
+@torch.no_grad()
+def test_few_noise_levels_are_remembered(tiny_dit):
+    network = tiny_dit().requires_grad_(False)
+    x, text = torch.randn(SHAPE), network.encode_text(torch.randn(2, 5, 12))
+    denoiser = Denoiser(network)
+    for level in torch.linspace(0, 1, 2 * REMEMBERED):
+        denoiser(x, level.expand(3), text)
+    assert len(denoiser._times) == REMEMBERED
+
+
+@torch.no_grad()
+def test_changed_weights_embed_anew(tiny_dit):
+    network = tiny_dit().requires_grad_(False)
+    x, sigma, text = torch.randn(SHAPE), torch.full((3,), 0.5), network.encode_text(torch.randn(2, 5, 12))
+    denoiser, weight = Denoiser(network), network.condition_embedder.time_proj.weight
+
+    def in_place() -> None:
+        weight.mul_(1.5)
+
+    def replaced() -> None:
+        weight.data = weight.data * 1.5
+
+    def loaded() -> None:
+        network.load_state_dict({name: 1.1 * tensor for name, tensor in network.state_dict().items()})
+
+    for change in (in_place, replaced, loaded):
+        denoiser(x, sigma, text)
+        change()
+        assert torch.equal(denoiser(x, sigma, text).x0, Denoiser(network)(x, sigma, text).x0)
+
+
+def test_nothing_is_remembered_of_weights_that_learn_or_while_gradients_are_on(tiny_dit, monkeypatch):
+    network = tiny_dit()
+    asked = embeddings_asked(network, monkeypatch)
+    x, sigma = torch.randn(SHAPE), torch.full((3,), 0.5)
+    denoiser = Denoiser(network)
+    with torch.no_grad():
+        text = network.encode_text(torch.randn(2, 5, 12))
+        denoiser(x, sigma, text)
+        denoiser(x, sigma, text)
+    denoiser(x, sigma, text).x0.sum().backward()
+    assert network.condition_embedder.time_proj.weight.grad is not None
+    network.requires_grad_(False)
+    denoiser(x, sigma, text)
+    assert len(asked) == 4

@@ -261,3 +261,15 @@ def test_inputs_that_do_not_fit_are_refused(tiny_dit):
         network(torch.zeros(2, FRAMES, 4, 5, 6), timestep, text)
     with pytest.raises(ValueError, match="only 1 expands"):
         text.expand(3)
+
+
+@torch.no_grad()
+def test_keys_and_values_alone_are_those_of_a_whole_forward(tiny_dit):
+    network = tiny_dit()
+    x, timestep, embeddings = inputs()
+    text = network.encode_text(embeddings)
+    _, whole = network(x, timestep, text, want_kv=True)
+    velocity, alone = network(x, timestep, text, want_kv="only")
+    assert torch.equal(alone.keys, whole.keys)
+    assert torch.equal(alone.values, whole.values)
+    assert velocity.shape == (x.shape[0], 0, *x.shape[2:])

@@ -201,7 +201,8 @@ def as_stored(case, keys: Tensor, positions: Tensor) -> Tensor:
         raw = keys[:, : settings_of(case).sink.frames if reference == "roll" else 0]
         turned = keys[:, raw.shape[1] :]
         by = rotation(positions[raw.shape[1] :], (rows, columns), keys.shape[-1])
-        keys = torch.cat([raw, rotate(turned, by)], dim=1)
+        pairs = rotate(turned, by).unflatten(-1, (2, -1)).transpose(-1, -2)  # ours are halves
+        keys = torch.cat([raw, pairs.flatten(-2)], dim=1)
     return keys.flatten(1, 2)
 
 

@@ -88,8 +88,8 @@ def test_cuts_are_merged_in_order():
 
 
 def test_positions_without_a_cut_are_numbers():
-    assert time_positions("absolute", 2, range(7, 10), (), None).tolist() == [0, 1, 7, 8, 9]
-    assert time_positions("relative", 2, range(7, 10), (), None).tolist() == [0, 1, 2, 3, 4]
+    assert time_positions("absolute", 2, range(7, 10), ()).tolist() == [0, 1, 7, 8, 9]
+    assert time_positions("relative", 2, range(7, 10), ()).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_flushed_cache_holds_the_sink_and_the_newest_frames():

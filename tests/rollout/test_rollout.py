@@ -456,7 +456,7 @@ class Split(ToyDenoiser):
         self.gains = (gain, context_gain)
 
     def __call__(self, *arguments, want_kv: bool = False):
-        self.gain = self.gains[want_kv]
+        self.gain = self.gains[bool(want_kv)]
         return super().__call__(*arguments, want_kv=want_kv)
 
 

@@ -40,7 +40,7 @@ class ToyDenoiser:
     ) -> Prediction:
         ((_, readings),) = text.layer(0, x.shape[1])
         amount = torch.stack([weight * keys.mean() for weight, keys, _ in readings]).sum()
-        self.calls.append(Call(sigma.tolist(), x, amount.item(), past, want_kv, torch.is_grad_enabled()))
+        self.calls.append(Call(sigma.tolist(), x, amount.item(), past, bool(want_kv), torch.is_grad_enabled()))
         x0 = self.gain * (1 - sigma.view(-1, 1, 1, 1) / 2) * x.float() + amount
         if past is not None:
             distance = past.query_positions[:, None] - past.key_positions[None]

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
+from reward_forcing.benchmarks.work import cpu_formulas
 from reward_forcing.cli.main import main
 from reward_forcing.models import attention, layers
 from reward_forcing.models.attention import KV, Past, Prediction, TextContext
@@ -93,7 +94,8 @@ KINDS = ["bidirectional", "pattern", "past"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_operations_of_a_forward_are_those_that_torch_counts(network: WanDiT, kind: str):
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counting = FlopCounterMode(display=False, custom_mapping=cpu_formulas())
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting as counter:
         _, seen = forward(network, kind)
     shape = Shape.of(network, LATENT)
     assert counter.get_total_flops() == forward_flops(shape, seen, TEXT) + text_flops(shape, TEXT)
@@ -172,7 +174,7 @@ class Asked:
 
     def __call__(self, x, sigma, text, past: Past | None = None, want_kv: bool = False) -> Prediction:
         frames, seen = x.shape[1], 0 if past is None else past.keys.shape[2]
-        self.calls.append((want_kv, Attended(frames, frames * (frames + seen), past=seen)))
+        self.calls.append((bool(want_kv), Attended(frames, frames * (frames + seen), past=seen)))
         kv = torch.zeros(1, 1, frames, 1, 1, 1)
         return Prediction(x, x, KV(kv, kv) if want_kv else None)
 

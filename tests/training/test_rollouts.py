@@ -62,7 +62,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
             self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: bool = False, **more: Any
         ) -> Prediction:
             prediction = super().__call__(x, sigma, text, past, want_kv, **more)
-            calls.append(Call(sigma, text, prediction.x0, want_kv, torch.is_grad_enabled()))
+            calls.append(Call(sigma, text, prediction.x0, bool(want_kv), torch.is_grad_enabled()))
             return prediction
 
     monkeypatch.setattr(dmd, "Denoiser", Watched)

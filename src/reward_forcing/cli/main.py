@@ -41,6 +41,7 @@ VERBS = {
     "data": Verb("data:app", "Make what is trained on: of the procedural world, or of your videos."),
     "eval": Verb("eval:app", "Measure a model."),
     "reproduce": Verb("reproduce:app", "Make a table of the paper again, in miniature."),
+    "bench": Verb("bench:app", "Measure speed, beside the naive mode and diffusers."),
     "models": Verb("models:app", "List, inspect and convert checkpoints."),
     "doctor": Verb("doctor:doctor", "Report what this machine can run, and how fast."),
 }
@@ -84,7 +85,7 @@ def build_app(verb: str | None) -> typer.Typer:
     for name, entry in VERBS.items():
         loaded = entry.load() if name == verb else _not_loaded
         if isinstance(loaded, typer.Typer):
-            app.add_typer(loaded, name=name, help=entry.help, no_args_is_help=True)
+            app.add_typer(loaded, name=name, help=entry.help)
         else:
             app.command(name, help=None if name == verb else entry.help)(loaded)
     return app

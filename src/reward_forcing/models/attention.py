@@ -6,11 +6,13 @@ D head width, L text tokens. Knows neither how a cache evicts nor which network 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from reward_forcing.models.cpu_attention import attend_by_products, products_are_chosen
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Past:
     """What the frames of a chunk can see besides themselves, and where in time everything sits.
 
     keys, values: [N, B, P, S, H, D]. key_positions [P] and query_positions [F] are integer time positions for RoPE, of
-    the past frames and of the frames being denoised; only their differences matter to the result. `rotated` tells that
-    RoPE at `key_positions` has been applied to `keys` (see `WanDiT.rotate`), which several passes can then share.
+    the past frames and of the frames being denoised, on the CPU, where reading them waits for nothing; only their
+    differences matter to the result. `rotated` tells that RoPE at `key_positions` has been applied to `keys` (see
+    `WanDiT.rotate`), which several passes can then share.
     """
 
     keys: Tensor
@@ -214,11 +217,16 @@ class AttentionPattern:
         return mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
 
 
+WantKV = bool | Literal["only"]
+"""Whether a forward returns keys and values of its frames; with "only" it stops as soon as the last layer has them."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a denoiser thinks of noisy latents x [B, F, C, H, W].
 
     x0: clean latents, float32. velocity: noise - x0 as the network put it out, float32. kv: of these frames, if asked.
+    Where only kv was asked for, x0 and velocity may be of no frames.
     """
 
     x0: Tensor
@@ -230,9 +238,9 @@ class DenoiserProtocol(Protocol):
     """What the rollout asks of a network: `models.denoiser.Denoiser`, or anything that answers likewise."""
 
     def __call__(
-        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: bool = False
+        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: WantKV = False
     ) -> Prediction:
-        """Predict from x [B, F, C, h, w] at noise level sigma [F] or [B, F]."""
+        """Predict from x [B, F, C, h, w] at noise level sigma [F] or [B, F], which a rollout gives on the CPU."""
         ...
 
     def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
@@ -243,9 +251,8 @@ class DenoiserProtocol(Protocol):
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax attention without a mask over tokens: [B, Q, H, D] x [B, K, H, D] -> [B, Q, H, D]."""
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    by_products = query.device.type == "cpu" and query.dtype == key.dtype == value.dtype == torch.bfloat16
-    out = _attend_by_products(query, key, value) if by_products else scaled_dot_product_attention(query, key, value)
-    return out.transpose(1, 2)
+    kernel = attend_by_products if products_are_chosen(query, key, value) else scaled_dot_product_attention
+    return kernel(query, key, value).transpose(1, 2)
 
 
 def attend_text(query: Tensor, readings: Readings) -> Tensor:
@@ -254,25 +261,6 @@ def attend_text(query: Tensor, readings: Readings) -> Tensor:
         (_, keys, values), *_ = readings
         return attend(query, keys, values)
     return torch.stack([weight * attend(query, keys, values) for weight, keys, values in readings]).sum(dim=0)
-
-
-SCORES_AT_ONCE = 1 << 24
-"""Bound on the scores that `_attend_by_products` holds, 32 MiB."""
-
-
-def _attend_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention over [B, H, tokens, D] in bfloat16 as two matrix products around a softmax, some queries at a time.
-
-    On a CPU torch's fused kernel computes bfloat16 at the speed of float32, and its gradient far slower; these products
-    use the processor's bfloat16 units (2 to 5 times as fast in training). Scores are rounded to bfloat16: the result's
-    relative error is 4e-3, against 2e-3 for the fused kernel.
-    """
-    batch, heads, _, width = query.shape
-    block = max(1, SCORES_AT_ONCE // (batch * heads * key.shape[2]))
-    with torch.autocast("cpu", enabled=False):  # which would take the softmax to float32 and back
-        keys = key.mT * width**-0.5
-        out = [(piece @ keys).softmax(-1) @ value for piece in query.split(block, dim=2)]
-    return out[0] if len(out) == 1 else torch.cat(out, dim=2)
 
 
 def attend_pattern(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern) -> Tensor:

@@ -1,17 +1,31 @@
 """A network seen as a denoiser: what does it think the clean latents are?"""
 
-from torch import Tensor
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
 
 from reward_forcing.flow import TIMESTEPS, velocity_to_x0, widen
-from reward_forcing.models.attention import AttentionPattern, Past, Prediction, Text
+from reward_forcing.models.attention import AttentionPattern, Past, Prediction, Text, WantKV
+from reward_forcing.models.layers import TimeContext
 from reward_forcing.models.wan_dit import WanDiT
+
+REMEMBERED = 16
+"""Most noise levels that a denoiser keeps embedded; a few-step stream has fewer."""
 
 
 class Denoiser:
-    """Turns sigma into a timestep and the network's velocity into clean latents; holds no state of its own."""
+    """Turns sigma into a timestep and the network's velocity into clean latents.
+
+    Where gradients are off and the weights that embed timesteps are frozen, noise levels given on the CPU are embedded
+    once and remembered, the last few of them; nothing else is kept between calls.
+    """
 
     def __init__(self, network: WanDiT) -> None:
         self.network = network
+        self._times: dict[tuple[object, ...], TimeContext] = {}
+        self._weights: list[Tensor] = []
+        self._versions: list[tuple[int, int]] = []
 
     def __call__(
         self,
@@ -19,7 +33,7 @@ class Denoiser:
         sigma: Tensor,
         text: Text,
         past: Past | None = None,
-        want_kv: bool = False,
+        want_kv: WantKV = False,
         pattern: AttentionPattern | None = None,
     ) -> Prediction:
         """Prediction from noisy latents x [B, F, C, h, w] at noise level `sigma` [F] or [B, F] in [0, 1].
@@ -31,10 +45,41 @@ class Denoiser:
         if sigma.shape not in ((frames,), (batch, frames)):
             raise ValueError(f"sigma must be [{frames}] or [{batch}, {frames}], got {list(sigma.shape)}")
         sigma = sigma.float().expand(batch, frames)
-        velocity, kv = self.network(x, TIMESTEPS * sigma, text, past=past, pattern=pattern, want_kv=want_kv)
-        velocity = widen(velocity)
+        time = self._time(sigma, x.device)
+        velocity, kv = self.network(x, time, text, past=past, pattern=pattern, want_kv=want_kv)
+        if want_kv == "only":
+            return Prediction(velocity, velocity, kv)
+        velocity, sigma = widen(velocity), sigma.to(x.device, non_blocking=True)
         return Prediction(velocity_to_x0(widen(x), velocity, sigma), velocity, kv)
 
     def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
         """`past` with RoPE applied to its keys once for all passes of a chunk; latent_size is (h, w)."""
         return self.network.rotate(past, latent_size)
+
+    def _time(self, sigma: Tensor, device: torch.device) -> Tensor | TimeContext:
+        """Timesteps [B, F] on the device, or what the network reads of them where that may be remembered."""
+        weights = _frozen_time_weights(self.network)
+        readable = type(sigma) is Tensor and sigma.device.type == "cpu"
+        if not readable or not weights or torch.is_grad_enabled():
+            return TIMESTEPS * sigma.to(device, non_blocking=True)
+        versions = [(weight.data_ptr(), weight._version) for weight in weights]
+        if versions != self._versions:  # held below, so that no others come to lie at their addresses
+            self._times, self._weights, self._versions = {}, [weight.detach() for weight in weights], versions
+        key = (device, *map(tuple, sigma.tolist()))
+        time = self._times.pop(key, None)
+        if time is None:
+            time = self.network.encode_time(TIMESTEPS * sigma.to(device, non_blocking=True))
+        self._times[key] = time  # the newest last
+        if len(self._times) > REMEMBERED:
+            del self._times[next(iter(self._times))]
+        return time
+
+
+def _frozen_time_weights(network: WanDiT) -> Sequence[Tensor]:
+    """The parameters that embed timesteps; none if they may change unseen: learned, sharded or made for inference."""
+    if not isinstance(network, WanDiT):
+        return ()
+    embedder = network.condition_embedder
+    weights = [*embedder.time_embedder.parameters(), *embedder.time_proj.parameters()]
+    plain = all(type(weight) is nn.Parameter and not weight.is_inference() for weight in weights)
+    return weights if plain and not any(weight.requires_grad for weight in weights) else ()

@@ -18,6 +18,13 @@ from reward_forcing.models.attention import AttentionPattern, LayerText, attend,
 from reward_forcing.models.rope import Rotation, rotate
 
 
+class TimeContext(NamedTuple):
+    """Embedded timesteps of a batch's frames: [B, F or 1, E] for the head, [B, F or 1, 6, E] for all blocks."""
+
+    embedding: Tensor
+    modulation: Tensor
+
+
 class LayerPast(NamedTuple):
     """Rotated keys and values [B, P, S, H, D] of one layer's past."""
 
@@ -92,8 +99,11 @@ class ProjectedGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations [..., hidden] of x [..., E]."""
-        y = self.proj(x)
-        return _sigmoid_gelu(y) if torch.compiler.is_compiling() else gelu(y, approximate="tanh")
+        if torch.compiler.is_compiling():
+            return _sigmoid_gelu(self.proj(x))
+        if _fuses_gelu(x, self.proj):
+            return torch.ops.mkldnn._linear_pointwise(x, self.proj.weight, self.proj.bias, "gelu", [], "tanh")
+        return gelu(self.proj(x), approximate="tanh")
 
 
 def _sigmoid_gelu(x: Tensor) -> Tensor:
@@ -103,6 +113,16 @@ def _sigmoid_gelu(x: Tensor) -> Tensor:
     """
     wide = widen(x)
     return (wide * torch.sigmoid((8 / math.pi) ** 0.5 * (wide + 0.044715 * wide**3))).to(x.dtype)
+
+
+def _fuses_gelu(x: Tensor, proj: nn.Module) -> bool:
+    """Whether oneDNN may apply GELU as it computes the product: on a CPU, without gradients or autocast."""
+    plain = type(proj) is nn.Linear and type(x) is Tensor and x.device.type == "cpu" and x.dtype == proj.weight.dtype
+    if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    if x.dtype == torch.bfloat16:
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and x.dtype == torch.float32
 
 
 class FeedForward(nn.Module):
@@ -174,16 +194,20 @@ class WanBlock(nn.Module):
         by: Rotation,
         past: LayerPast | None,
         pattern: AttentionPattern | None,
+        only_kv: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens x [B, F, S, E] after the block, and the un-rotated keys and values [B, F, S, H, D] it used.
 
         modulation: [B, F or 1, 6, E], the projected time embedding. text: for each span of frames their number,
-        and weights, keys and values from `encode_text`.
+        and weights, keys and values from `encode_text`. only_kv: the tokens come back as they were given.
         """
         table = (self.scale_shift_table + modulation).unsqueeze(3)  # [B, F or 1, 6, 1, E]
         shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
 
-        y, key, value = self._self_attention(modulate(x, shift1, scale1, self.eps), by, past, pattern)
+        y = modulate(x, shift1, scale1, self.eps)
+        if only_kv:
+            return x, *self.attn1.key_value(y)
+        y, key, value = self._self_attention(y, by, past, pattern)
         x = gated(x, y, gate1)
         x = x + self._cross_attention(x, text).to(x.dtype)
         x = gated(x, self.ffn(modulate(x, shift2, scale2, self.eps)), gate2)

@@ -17,8 +17,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from reward_forcing.models.attention import KV, AttentionPattern, Past, Text, TextContext
-from reward_forcing.models.layers import EmbeddingMLP, LayerPast, PatchEmbedding, WanBlock, modulate
+from reward_forcing.models.attention import KV, AttentionPattern, Past, Text, TextContext, WantKV
+from reward_forcing.models.layers import EmbeddingMLP, LayerPast, PatchEmbedding, TimeContext, WanBlock, modulate
 from reward_forcing.models.rope import rotate, rotation
 
 QK_NORM = "rms_norm_across_heads"
@@ -34,7 +34,7 @@ class ConditionEmbedder(nn.Module):
         self.time_proj = nn.Linear(width, 6 * width)
         self.text_embedder = EmbeddingMLP(text_dim, width, nn.GELU(approximate="tanh"))
 
-    def time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    def time(self, timestep: Tensor) -> TimeContext:
         """Embedding [..., E] of timesteps [...] for the head, and its projection [..., 6, E] for the blocks.
 
         Outside autocast: a bfloat16 sinusoid cannot tell neighbouring timesteps apart.
@@ -42,7 +42,7 @@ class ConditionEmbedder(nn.Module):
         with torch.autocast(timestep.device.type, enabled=False):
             embedding = self.time_embedder(sinusoid(timestep, self.freq_dim))
             projection = self.time_proj(silu(embedding).to(self.time_proj.weight.dtype))
-        return embedding, projection.unflatten(-1, (6, -1))
+        return TimeContext(embedding, projection.unflatten(-1, (6, -1)))
 
 
 class WanDiT(ModelMixin, ConfigMixin):
@@ -135,6 +135,10 @@ class WanDiT(ModelMixin, ConfigMixin):
         pairs = [block.encode_text(text) for block in cast(Iterable[WanBlock], self.blocks)]
         return TextContext(torch.stack([key for key, _ in pairs]), torch.stack([value for _, value in pairs]))
 
+    def encode_time(self, timestep: Tensor) -> TimeContext:
+        """What forwards at timesteps [B] or, one per frame, [B, F] read of them, for all that use these weights."""
+        return self.condition_embedder.time(timestep if timestep.ndim == 2 else timestep[:, None])
+
     def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
         """`past` with RoPE applied to its keys, in the network's dtype, for all passes of a chunk.
 
@@ -142,7 +146,7 @@ class WanDiT(ModelMixin, ConfigMixin):
         """
 
         def turn(keys: Tensor) -> Tensor:
-            by = rotation(past.key_positions.to(keys.device), self._grid(latent_size), self.head_dim)
+            by = rotation(past.key_positions, self._grid(latent_size), self.head_dim, keys.device)
             return rotate(keys, by).to(self.patch_embedding.weight.dtype)
 
         return past.with_rotated(turn)
@@ -150,28 +154,28 @@ class WanDiT(ModelMixin, ConfigMixin):
     def forward(
         self,
         x: Tensor,
-        timestep: Tensor,
+        timestep: Tensor | TimeContext,
         text: Text,
         *,
         past: Past | None = None,
         pattern: AttentionPattern | None = None,
         positions: Tensor | None = None,
-        want_kv: bool = False,
+        want_kv: WantKV = False,
     ) -> tuple[Tensor, KV | None]:
-        """Velocities [B, F, C, h, w], and with `want_kv` the keys and values of these frames.
+        """Velocities [B, F, C, h, w], and with `want_kv` the keys and values of these frames; "only" these: F is 0.
 
-        x: noisy latents [B, F, C, h, w]. timestep: [B] or, one per frame, [B, F], in [0, 1000].
+        x: noisy latents [B, F, C, h, w]. timestep: [B] or, one per frame, [B, F], in [0, 1000], or `encode_time` of it.
         Without `past` and `pattern` all frames see each other (bidirectional). `past`: frames that all of x also sees.
         `pattern`: who sees whom inside x, for training. text: of one prompt, or of several in turn or at once.
-        positions [F]: time positions of x for RoPE; otherwise the past's, the pattern's, or 0 .. F - 1.
+        positions [F]: time positions of x for RoPE, on the CPU; otherwise the past's, the pattern's, or 0 .. F - 1.
         """
         grid = self._check(x, timestep, text, past, pattern)
         if positions is None:
             positions = _positions(x, past, pattern)
-        by = rotation(positions.to(x.device), grid, self.head_dim)
+        by = rotation(positions, grid, self.head_dim, x.device)
         if past is not None:
             past = self.rotate(past, (x.shape[3], x.shape[4]))
-        embedding, modulation = self.condition_embedder.time(timestep if timestep.ndim == 2 else timestep[:, None])
+        time = self.encode_time(timestep) if isinstance(timestep, Tensor) else timestep
 
         tokens = self.patch_embedding(x).to(self.patch_embedding.weight.dtype)  # [B, F, S, E]
         checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
@@ -180,13 +184,16 @@ class WanDiT(ModelMixin, ConfigMixin):
         for layer, block in enumerate(self.blocks):
             layer_text = text.layer(layer, x.shape[1])
             layer_past = None if past is None else LayerPast(past.keys[layer], past.values[layer])
-            inputs = (tokens, modulation, layer_text, by, layer_past, pattern)
+            stop = want_kv == "only" and layer == len(self.blocks) - 1
+            inputs = (tokens, time.modulation, layer_text, by, layer_past, pattern, stop)
             tokens, key, value = checkpointed(block, *inputs) if checkpointed else block(*inputs)
             if want_kv:
                 keys.append(key)
                 values.append(value)
-        velocity = self._unpatchify(self._head(tokens, embedding), grid)
-        return velocity, KV(torch.stack(keys), torch.stack(values)) if want_kv else None
+        kv = KV(torch.stack(keys), torch.stack(values)) if want_kv else None
+        if want_kv == "only":
+            return x.new_empty(x.shape[0], 0, *x.shape[2:], dtype=torch.float32), kv
+        return self._unpatchify(self._head(tokens, time.embedding), grid), kv
 
     def to_json_string(self) -> str:
         """The configuration as JSON under diffusers' class name, so that either class loads the folder."""
@@ -210,11 +217,17 @@ class WanDiT(ModelMixin, ConfigMixin):
         return height // rows, width // columns
 
     def _check(
-        self, x: Tensor, timestep: Tensor, text: Text, past: Past | None, pattern: AttentionPattern | None
+        self,
+        x: Tensor,
+        timestep: Tensor | TimeContext,
+        text: Text,
+        past: Past | None,
+        pattern: AttentionPattern | None,
     ) -> tuple[int, int]:
         batch, frames = x.shape[:2]
-        if timestep.shape not in ((batch,), (batch, frames)):
-            raise ValueError(f"timestep must be [{batch}] or [{batch}, {frames}], got {list(timestep.shape)}")
+        times = timestep.shape if isinstance(timestep, Tensor) else timestep.embedding.shape[:2]
+        if times not in ((batch,), (batch, 1), (batch, frames)):
+            raise ValueError(f"timestep must be [{batch}] or [{batch}, {frames}], got {list(times)}")
         if text.batch != batch or text.depth != len(self.blocks):
             raise ValueError(
                 f"text context is of {text.batch} prompts and {text.depth} layers; the latents have {batch} "
@@ -242,8 +255,8 @@ def _positions(x: Tensor, past: Past | None, pattern: AttentionPattern | None) -
     if past is not None:
         return past.query_positions
     if pattern is not None:
-        return torch.tensor(pattern.positions)
-    return torch.arange(x.shape[1], device=x.device)
+        return torch.tensor(pattern.positions, device="cpu")
+    return torch.arange(x.shape[1], device="cpu")
 
 
 def _check_supported(patch: tuple[int, ...], head_dim: int, freq_dim: int, qk_norm: str | None) -> None:

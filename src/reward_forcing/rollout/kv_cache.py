@@ -136,7 +136,7 @@ class KVCache:
         if shown == 0:
             return None
         seen = range(self.committed - local, self.committed + frames)
-        positions = time_positions(self.settings.positions, sink, seen, self.cuts, self.context.keys.device)
+        positions = time_positions(self.settings.positions, sink, seen, self.cuts)
         return Past(
             _show(self.context.keys, sink, local),
             _show(self.context.values, sink, local),

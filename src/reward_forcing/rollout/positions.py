@@ -20,20 +20,18 @@ class Cut(NamedTuple):
     frames: int
 
 
-def time_positions(
-    kind: Positions, sink: int, local: range, cuts: tuple[Cut, ...], device: torch.device | None
-) -> Tensor:
-    """Positions [sink + len(local)] of the video's first `sink` frames, then of the frames numbered `local`.
+def time_positions(kind: Positions, sink: int, local: range, cuts: tuple[Cut, ...]) -> Tensor:
+    """Positions [sink + len(local)], on the CPU, of the video's first `sink` frames, then of those numbered `local`.
 
     `local` is the past beside the sink and what is denoised. With relative positions frames evicted in between leave no
     gap, and a cut counts while the first frame after it is among those seen.
     """
-    numbers = torch.arange(local.start, local.stop, device=device)
+    numbers = torch.arange(local.start, local.stop, device="cpu")
     if sink:
-        numbers = torch.cat([torch.arange(sink, device=device), numbers])
+        numbers = torch.cat([torch.arange(sink, device="cpu"), numbers])
     positions = numbers
     if kind == "relative":
-        positions = torch.arange(len(numbers), device=device)
+        positions = torch.arange(len(numbers), device="cpu")
         cuts = tuple(cut for cut in cuts if cut.at < sink or cut.at >= local.start)
     for cut in cuts:
         positions = positions + cut.frames * (numbers >= cut.at)

@@ -245,7 +245,7 @@ class Rollout:
         fresh = [Noisy(self._draw(number, 0).to(self._dtype)) for number in numbers[len(state.noisy) :]]
         noisy = [*state.noisy[: len(numbers)], *fresh]
         x = torch.cat([chunk.latents for chunk in noisy], dim=1)
-        sigma = torch.cat([self._sigma(sigma, frames) for sigma in step.sigma])
+        sigma = torch.tensor(step.sigma, dtype=torch.float32, device="cpu").repeat_interleave(frames)
         past = self._past(x.shape[1])
         if past is not None and past.keys.shape[1] != x.shape[0]:
             raise ValueError(f"the noise has {x.shape[0]} samples, the cache holds {past.keys.shape[1]}")
@@ -326,7 +326,8 @@ class Rollout:
 
     def _clean(self, x: Tensor, text: Text, past: Past | None) -> KV:
         """Keys and values of finished frames, given as they enter the cache."""
-        kv = self._denoiser(x, self._sigma(self._context_noise, x.shape[1]), text, past, want_kv=True).kv
+        sigma = torch.full((x.shape[1],), self._context_noise, dtype=torch.float32, device="cpu")
+        kv = self._denoiser(x, sigma, text, past, want_kv="only").kv
         assert kv is not None, "the denoiser returned no keys and values although they were asked for"
         return kv
 

@@ -143,15 +143,14 @@ def rolled_out(settings: CacheSettings, frames: int) -> tuple[Attended, ...]:
 def forward_flops(shape: Shape, seen: Attended, text_tokens: int) -> int:
     """Operations of one forward; a product of [a, b] and [b, c] counts 2 a b c, everything else nothing.
 
-    N (n E (12 E + 4 f) + 4 E (S^2 pairs + n L)) + 2 n E (inputs + outputs) + 2 F (freq_dim E + 7 E^2), and 2 n for each
-    number of an adapter.
+    N (n E (12 E + 4 f) + 4 E (S^2 pairs + n L)) + 2 n E (inputs + outputs), `time_flops`, and 2 n for each number of an
+    adapter.
     """
     width, n = shape.width, seen.frames * shape.tokens
     products = n * width * (12 * width + 4 * shape.hidden)
     attention = 4 * width * (shape.tokens**2 * seen.pairs + n * text_tokens)
     ends = 2 * n * width * (shape.inputs + shape.outputs)
-    time = 2 * seen.frames * width * (shape.freq_dim + 7 * width)
-    return shape.layers * (products + attention) + ends + time + 2 * n * shape.adapter
+    return shape.layers * (products + attention) + ends + time_flops(shape, seen.frames) + 2 * n * shape.adapter
 
 
 def skipped_flops(shape: Shape, seen: Attended) -> int:
@@ -163,8 +162,25 @@ def skipped_flops(shape: Shape, seen: Attended) -> int:
         return 0
     width, n = shape.width, seen.frames * shape.tokens
     products = shape.layers * n * width * (12 * width + 4 * shape.hidden)
-    before = 2 * n * width * shape.inputs + 2 * seen.frames * width * (shape.freq_dim + 7 * width)
+    before = 2 * n * width * shape.inputs + time_flops(shape, seen.frames)
     return products + 2 * n * width * shape.outputs + 2 * before
+
+
+def kv_flops(shape: Shape, seen: Attended, text_tokens: int) -> int:
+    """Operations of a clean pass, a forward that ends with the last layer's keys and values.
+
+    `forward_flops` without n E (8 E + 4 f) + 4 E (S^2 pairs + n L) in that layer, and without the output projection; of
+    a network without adapters.
+    """
+    width, n = shape.width, seen.frames * shape.tokens
+    attention = 4 * width * (shape.tokens**2 * seen.pairs + n * text_tokens)
+    skipped = n * width * (8 * width + 4 * shape.hidden) + attention + 2 * n * width * shape.outputs
+    return forward_flops(shape, seen, text_tokens) - skipped
+
+
+def time_flops(shape: Shape, frames: int) -> int:
+    """Operations that embed the timesteps of F frames: 2 F (freq_dim E + 7 E^2)."""
+    return 2 * frames * shape.width * (shape.freq_dim + 7 * shape.width)
 
 
 def text_flops(shape: Shape, text_tokens: int) -> int:

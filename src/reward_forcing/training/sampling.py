@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reward_forcing.flow import euler_step, x0_to_velocity
-from reward_forcing.models.attention import DenoiserProtocol, Past, Prediction, Text, TextContext
+from reward_forcing.models.attention import DenoiserProtocol, Past, Prediction, Text, TextContext, WantKV
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
 from reward_forcing.rollout.rollout import Rollout
@@ -124,7 +124,7 @@ class Guided:
         self._guidance = guidance
 
     def __call__(
-        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: bool = False
+        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: WantKV = False
     ) -> Prediction:
         """Prediction from x [2 B, F, C, h, w]; the keys and values are each branch's own."""
         seen = self._denoiser(x, sigma, text, past, want_kv)
@@ -148,7 +148,7 @@ class Watched:
         self.inputs: list[Tensor] = []
 
     def __call__(
-        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: bool = False
+        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: WantKV = False
     ) -> Prediction:
         """The denoiser's own prediction."""
         if not want_kv:

@@ -1,0 +1,200 @@
+"""`rforce bench`: how fast a model streams here, beside the naive mode and diffusers' network, in one JSON record."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reward_forcing.logs import console
+
+if TYPE_CHECKING:
+    from reward_forcing.benchmarks.pairs import Opponent
+    from reward_forcing.benchmarks.record import Recorder, SideBySide, Streamed
+    from reward_forcing.benchmarks.subjects import Subject
+
+app = typer.Typer(help="Measure speed, with all that each number counts.", invoke_without_command=True)
+
+DEFAULT_OUT = Path("bench.json")
+
+Model = Annotated[str, typer.Option(help="A, B or D (random weights), a bundled model, a folder or a hub id.")]
+Precision = Annotated[str, typer.Option(help="float32, bfloat16 (everything) or mixed (matrices bfloat16).")]
+Method = Annotated[str | None, typer.Option(help="How it streams; see rforce schedule. [default: the model's]")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a number of the method. Repeatable.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of weights and noise.")]
+Batch = Annotated[int, typer.Option(min=1, help="Videos side by side.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU where there is one]")]
+Out = Annotated[Path, typer.Option(help="The record, written after every result.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the record instead of lines.")]
+
+
+@app.callback()
+def bench(
+    context: typer.Context,
+    model: Model = "mini",
+    precision: Precision = "float32",
+    method: Method = None,
+    changes: Changes = None,
+    against: Annotated[str, typer.Option(help="naive, diffusers, both with a comma, or none.")] = "naive",
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of chunks per opponent.")] = 5,
+    chunks: Annotated[int, typer.Option(min=0, help="Chunks streamed once the window is full; 0: no stream.")] = 10,
+    where: Annotated[bool, typer.Option("--where", help="Also tell operator by operator where the time goes.")] = False,
+    seed: Seed = 0,
+    batch: Batch = 1,
+    device: Device = None,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the record's JSON schema and stop.")] = False,
+) -> None:
+    """Measure a model: by stage, chunk by chunk, and side by side with the naive mode or diffusers' network."""
+    if context.invoked_subcommand is not None:
+        return
+    from reward_forcing.benchmarks.pairs import side_by_side
+    from reward_forcing.benchmarks.record import bench_schema
+    from reward_forcing.benchmarks.streamed import naive_clip, stream_latents, stream_video
+    from reward_forcing.benchmarks.where import where as where_time_goes
+
+    if schema:
+        print(bench_schema(), end="")
+        return
+    opponents = _opponents(against)
+    subject, recorder = _open(model, precision, method, changes, seed, batch, device, out)
+    for opponent in opponents:
+        try:
+            found = side_by_side(subject, opponent, pairs, tell)
+        except ValueError as error:
+            recorder.fail(f"{opponent}: {error}")
+            tell(f"{opponent}: {error}")
+            continue
+        recorder.add(found)
+        _print(describe_pairs(found), as_json)
+    for naive in (False, *([True] if "naive" in opponents else [])) if where else ():
+        table = where_time_goes(subject, naive)
+        recorder.add(table)
+        rows = [f"  {seconds:9.4f} {table.unit}  {name}" for name, seconds in table.values.items()]
+        _print("\n".join([f"{table.name} ({table.notes})", *rows]), as_json)
+    if chunks:
+        for measured in (stream_latents, stream_video) if subject.pipeline else (stream_latents,):
+            stream = measured(subject, chunks, tell)
+            recorder.add(stream)
+            _print(describe_stream(stream), as_json)
+        if subject.pipeline and "naive" in opponents:
+            clip = naive_clip(subject, chunks)
+            recorder.add(clip)
+            stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in clip.stages.items())
+            _print(f"naive: {clip.clip}\n  first frame after {clip.first_frame:.3g} s; {stages}", as_json)
+    _finish(recorder, as_json)
+
+
+@app.command()
+def sweep(
+    over: Annotated[str, typer.Option(help="window, steps, size, length or batch.")] = "window",
+    values: Annotated[str | None, typer.Option(help="With commas; sizes as latent ROWSxCOLUMNS.")] = None,
+    model: Model = "D",
+    precision: Precision = "float32",
+    method: Method = None,
+    changes: Changes = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Chunks per value.")] = 5,
+    seed: Seed = 0,
+    batch: Batch = 1,
+    device: Device = None,
+    out: Out = DEFAULT_OUT,
+    plot: Annotated[Path | None, typer.Option(help="A picture, .png or .svg. [default: beside --out]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the transformer's speed over one setting, and draw it: over window it is the paper's Fig. 6."""
+    from reward_forcing.benchmarks.sweep import DEFAULTS, LABELS, check_values, draw
+    from reward_forcing.benchmarks.sweep import sweep as measure_sweep
+    from reward_forcing.config import unknown
+
+    if over not in LABELS:
+        raise ValueError(unknown("sweep", over, LABELS))
+    wanted = DEFAULTS[over] if values is None else tuple(value.strip() for value in values.split(","))
+    subject, recorder = _open(model, precision, method, changes, seed, batch, device, out)
+    check_values(subject, over, wanted)
+
+    found = measure_sweep(subject, over, wanted, repeats, recorder.add)
+    for point in found.points:
+        _print(f"{over} {point.value}: {point.speed}", as_json)
+    picture = draw(found, plot or out.with_name(f"{out.stem}_{over}.png"))
+    tell(f"drew {picture}")
+    _finish(recorder, as_json)
+
+
+def tell(line: str) -> None:
+    """A line of progress, on stderr."""
+    console().print(line, markup=False, soft_wrap=True)
+
+
+def describe_pairs(found: "SideBySide") -> str:
+    """A comparison in words: the ratio, whether it counts, and what of the machine was used."""
+    error = f"relative error at most {max(found.errors):.1e}, allowed {found.tolerance:.0e}"
+    if not found.valid:
+        return f"{found.opponent}: no ratio, the outputs differ: {error} ({found.conditions})"
+    return (
+        f"{found.opponent}: {found.ratio_cpu:.3f} times its speed by CPU seconds, {found.ratio_wall:.3f} by wall, "
+        f"median of {len(found.errors)} pairs; {error} ({found.conditions})\n"
+        f"  {found.flops / 1e9:.4g} GFLOP a chunk by formula, {found.counted / 1e9:.4g} counted; "
+        f"{100 * found.fraction:.0f} % of a matrix product's speed, {found.opponent} {100 * found.of_opponent:.0f} %"
+    )
+
+
+def describe_stream(found: "Streamed") -> str:
+    """A stream in words: speeds, evenness, stages, memory."""
+    stages = ", ".join(f"{stage} {sum(seconds):.2f} s" for stage, seconds in found.stages.items())
+    quantiles = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in found.quantiles.items())
+    return (
+        f"{found.steady}\n{found.clip}\n  first frame after {found.first_frame:.3g} s; chunks {quantiles}; {stages}\n"
+        f"  peak memory {found.peak_memory_mib:.0f} MiB, cache and decoder hold {found.held_bytes / 2**20:.1f} MiB; "
+        f"the transformer reaches {100 * found.fraction:.0f} % of a matrix product's speed"
+    )
+
+
+def _opponents(against: str) -> "list[Opponent]":
+    from reward_forcing.benchmarks.pairs import OPPONENTS
+    from reward_forcing.config import unknown
+
+    names = [name.strip() for name in against.split(",") if name.strip() not in ("", "none")]
+    for name in names:
+        if name not in OPPONENTS:
+            raise ValueError(unknown("opponent", name, (*OPPONENTS, "none")))
+    return [opponent for opponent in OPPONENTS if opponent in names]
+
+
+def _open(
+    model: str,
+    precision: str,
+    method: str | None,
+    changes: list[str] | None,
+    seed: int,
+    batch: int,
+    device: str | None,
+    out: Path,
+) -> "tuple[Subject, Recorder]":
+    """The subject and the record, everything checked before weights are made or read."""
+    import torch
+    import transformers
+
+    from reward_forcing.benchmarks.record import Recorder
+    from reward_forcing.benchmarks.subjects import check_subject, open_subject
+
+    transformers.utils.logging.disable_progress_bar()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got '{device}'")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: torch finds no GPU here; use --device cpu")
+    check_subject(model, precision, method, changes or ())
+    recorder = Recorder(out, f"rforce {shlex.join(sys.argv[1:])}", seed)
+    return open_subject(model, precision, method, changes or (), seed, batch, device), recorder
+
+
+def _print(text: str, as_json: bool) -> None:
+    if not as_json:
+        print(text, flush=True)
+
+
+def _finish(recorder: "Recorder", as_json: bool) -> None:
+    print(recorder.record.model_dump_json(indent=1) if as_json else f"wrote {recorder.path}")

@@ -1,0 +1,76 @@
+"""`rforce bench` as a command: what it prints, what it writes, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from reward_forcing.benchmarks.record import BenchResults, bench_schema, read_record
+from reward_forcing.cli.main import build_app
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(build_app("bench"), ["bench", *map(str, arguments)])
+
+
+def test_a_model_folder_is_measured_alone_side_by_side_and_end_to_end(tiny_model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = command(
+        "--model", tiny_model_folder, "--against", "naive,diffusers", "--pairs", 1, "--chunks", 1, "--out", out
+    )
+    assert done.exit_code == 0, done.output
+    kinds = [result.kind for result in read_record(out).results]
+    assert kinds == ["side by side", "side by side", "stream", "stream", "naive clip"]
+    speeds = [line for line in done.output.splitlines() if " FPS" in line]
+    assert len(speeds) == 5
+    for line in speeds:
+        assert "DiT only" in line or "end to end" in line
+        for part in ("window 6", "2+1 passes", "float32", "decoder ", "batch 1"):
+            assert part in line
+        assert ("steady state" in line) != ("clip" in line)
+
+
+def test_what_diffusers_cannot_run_is_noted_and_the_rest_measured(tiny_model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    arguments = ("--model", tiny_model_folder, "--against", "diffusers", "--pairs", 1, "--chunks", 0)
+    done = command(*arguments, "--set", "window_frames=5", "--out", out, "--json")
+    assert done.exit_code == 0, done.output
+    record = BenchResults.model_validate_json(done.stdout[done.stdout.index("{") :])
+    assert record.results == ()
+    assert "fill the window" in record.failures[0]
+
+
+def test_a_sweep_is_recorded_and_drawn(tiny_model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep.json"
+    arguments = ("--over", "window", "--values", "4,6", "--model", tiny_model_folder, "--repeats", 1, "--out", out)
+    done = command("sweep", *arguments)
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(out.read_text())["results"]
+    assert [point["value"] for point in found["points"]] == ["4", "6"]
+    assert (tmp_path / "sweep_window.png").exists()
+    assert done.output.count("DiT only") == 2
+
+
+def test_the_schema_is_printed() -> None:
+    assert command("--schema").output == bench_schema()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--against", "naiv"), "did you mean 'naive'"),
+        (("--model", "C"), "unknown configuration 'C'"),
+        (("--precision", "half"), "unknown precision 'half'"),
+        (("--device", "gpu"), "must be cpu, cuda or cuda:N"),
+        (("sweep", "--over", "widow"), "did you mean 'window'"),
+    ],
+)
+def test_bad_options_are_refused_and_nothing_is_written(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = command(*arguments)
+    assert isinstance(done.exception, ValueError)
+    assert message in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
