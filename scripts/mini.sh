@@ -29,7 +29,6 @@ latents switches train 2048 --switch-chunk 3
 train 4_teacher
 train 5_teacher_longer
 train 6_causal
-train 7_dmd
 train 8_re_dmd
 "$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/8_re_dmd/final/transformer \
   --teacher $RUNS/5_teacher_longer/final/transformer \
