@@ -118,8 +118,10 @@ class StreamingVAE:
         return latents.float() * std + mean
 
     def _decode_walk(self) -> Callable[[AutoencoderKLWan, Tensor, Tape], Tensor]:
-        is_float32 = self.vae.dtype == torch.float32 and not torch.is_autocast_enabled(self.vae.device.type)
-        return decode_walk if self._compiled_walk is None or is_float32 else self._compiled_walk
+        if self._compiled_walk is None:
+            return decode_walk
+        computes_float32 = self.vae.dtype == torch.float32 and not torch.is_autocast_enabled(self.vae.device.type)
+        return decode_walk if computes_float32 else self._compiled_walk
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         # Read at each call, because training writes new statistics into the config.
