@@ -50,7 +50,7 @@ class StreamingVAE:
 
     pass_frames: latent frames in one walk. A longer chunk takes several, with the same result, so that memory does not
     grow with the length of a clip. compiled: whether frames are decoded by fused kernels, made anew for each shape,
-    where they are not computed in float32 (there the library's own kernels are as fast).
+    where they are not computed in float32, whose convolutions `vae_walk` asks for in a way that does not compile.
     """
 
     def __init__(self, vae: AutoencoderKLWan, pass_frames: int = 3, compiled: bool = False) -> None:
