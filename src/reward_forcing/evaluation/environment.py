@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import reward_forcing
+from reward_forcing.remembered import processor
 
 LIBRARIES = {
     "reward-forcing": ("reward-forcing",),
@@ -58,15 +59,5 @@ def machine() -> str:
     """The processor's name with the number of its cores, and the GPU's name where there is one."""
     import torch
 
-    cores = f"{_processor()}, {os.cpu_count()} cores"
+    cores = f"{processor()}, {os.cpu_count()} cores"
     return f"{cores}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else cores
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine()
