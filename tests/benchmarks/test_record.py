@@ -27,6 +27,7 @@ CONDITIONS = Conditions(
     precision="float32",
     decoder="none",
     size=(16, 16),
+    text=(8, 32),
 )
 
 

@@ -1,5 +1,7 @@
 """Patterns as data: their execution equals a dense mask, and malformed ones are refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
+from reward_forcing import remembered
 from reward_forcing.models import cpu_attention
 from reward_forcing.models.attention import AttentionPattern, attend, attend_pattern
 from reward_forcing.models.masks import block_causal, teacher_forcing
@@ -78,25 +81,41 @@ def test_either_kernel_for_bfloat16_on_a_cpu_agrees_with_float32(
     products: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_attention, "SCORES_AT_ONCE", at_once)
-    monkeypatch.setattr(cpu_attention, "products_are_faster", lambda width: products)
+    monkeypatch.setattr(cpu_attention, "measure_heads", lambda width: products)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, n, 3, 16, generator=generator, dtype=torch.bfloat16) for n in (20, 33, 33))
-    exact = attend(query.float(), key.float(), value.float())
-    for enabled in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            out = attend(query, key, value)
-        assert out.dtype == torch.bfloat16
-        assert float((out.float() - exact).norm() / exact.norm()) < 1e-2
+    counts = torch.randint(1, 400, (2, 33), generator=generator)
+    for log_counts in (None, counts.log()):
+        exact = attend(query.float(), key.float(), value.float(), log_counts)
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                out = attend(query, key, value, log_counts)
+            assert out.dtype == torch.bfloat16
+            assert float((out.float() - exact).norm() / exact.norm()) < 1e-2
 
 
-def test_the_kernel_is_measured_once_and_in_no_mode_of_the_callers() -> None:
-    cpu_attention.products_are_faster.cache_clear()
+def test_a_key_that_counts_for_several_is_as_good_as_several() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, n, 2, 8, generator=generator) for n in (5, 3, 3))
+    counts = torch.tensor([1, 4, 2])
+    several = attend(query, key.repeat_interleave(counts, dim=1), value.repeat_interleave(counts, dim=1))
+    torch.testing.assert_close(attend(query, key, value, counts[None].float().log()), several, atol=1e-6, rtol=1e-5)
+
+
+def test_the_kernel_is_measured_once_on_a_machine_and_in_no_mode_of_the_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "answers_file", lambda: tmp_path / "new" / "measured.json")
     query = torch.randn(1, 5, 2, 24, dtype=torch.bfloat16)
-    with FlopCounterMode(display=False) as counter:
-        attend(query, query, query)
-        attend(query, query, query)
-    assert counter.get_total_flops() <= 2 * 4 * 2 * 5 * 5 * 24
-    assert cpu_attention.products_are_faster.cache_info().misses == 1
+    outs = []
+    for is_first in (True, False):
+        monkeypatch.setattr(cpu_attention, "_found", {})  # as in a new process
+        if not is_first:
+            monkeypatch.setattr(cpu_attention, "_compare", lambda width: pytest.fail("measured again"))
+        with FlopCounterMode(display=False) as counter:
+            outs.append(attend(query, query, query))
+        assert counter.get_total_flops() <= 4 * 2 * 5 * 5 * 24
+    assert torch.equal(*outs)
 
 
 def test_with_gradients_products_are_chosen() -> None:
@@ -107,6 +126,6 @@ def test_with_gradients_products_are_chosen() -> None:
 
 def test_under_autocast_products_are_chosen_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.zeros(1, 1, 4, 8, dtype=torch.bfloat16)
-    monkeypatch.setattr(cpu_attention, "products_are_faster", lambda width: pytest.fail("measured"))
+    monkeypatch.setattr(cpu_attention, "measure_heads", lambda width: pytest.fail("measured"))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert cpu_attention.products_are_chosen(query, query, query)

@@ -54,6 +54,20 @@ def test_any_geometry_gives_what_diffusers_gives(
     torch.testing.assert_close(velocity.transpose(1, 2), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("longest", "kept"), [(0, 32), (3, 32), (31, 32), (32, 64), (69, 70)])
+@torch.no_grad()
+def test_merged_padding_is_read_as_if_every_zero_row_were_there(tiny_dit, longest, kept):
+    network, (x, timestep, _) = tiny_dit(), inputs()
+    embeddings = 3 * torch.randn(2, 70, 12, generator=torch.Generator().manual_seed(2))
+    embeddings[0, longest:], embeddings[1, longest // 2 :] = 0, 0
+    merged = network.encode_text(embeddings, merge_padding=True)
+    assert merged.keys.shape[2] == kept
+    velocity, _ = network(x, timestep, network.encode_text(embeddings))
+    torch.testing.assert_close(network(x, timestep, merged)[0], velocity, atol=1e-5, rtol=1e-5)
+    alone, _ = network(x[1:], timestep[1:], merged.select(slice(1, 2)))
+    torch.testing.assert_close(alone, velocity[1:], atol=1e-5, rtol=1e-5)
+
+
 @torch.no_grad()
 def test_one_timestep_per_sample_means_the_same_for_every_frame(tiny_dit):
     network = tiny_dit()

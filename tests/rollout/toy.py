@@ -39,7 +39,7 @@ class ToyDenoiser:
         self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: bool = False
     ) -> Prediction:
         ((_, readings),) = text.layer(0, x.shape[1])
-        amount = torch.stack([weight * keys.mean() for weight, keys, _ in readings]).sum()
+        amount = torch.stack([text.weight * text.keys.mean() for text in readings]).sum()
         self.calls.append(Call(sigma.tolist(), x, amount.item(), past, bool(want_kv), torch.is_grad_enabled()))
         x0 = self.gain * (1 - sigma.view(-1, 1, 1, 1) / 2) * x.float() + amount
         if past is not None:

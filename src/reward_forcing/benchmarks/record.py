@@ -24,7 +24,8 @@ class Conditions(Settings):
 
     scope: the transformer's passes and commits alone, or everything from prompt to encoded file. passes: denoising
     passes of a chunk and its clean pass, as `4+1`. size: rows and columns, of latents for 'DiT only', else of pixels.
-    average: over chunks with the window full, or over a whole clip from its prompt on.
+    average: over chunks with the window full, or over a whole clip from its prompt on. text: tokens of the prompt, and
+    of the text with its padding. compiled: whether our blocks are.
     """
 
     model: str
@@ -39,13 +40,16 @@ class Conditions(Settings):
     device: str = "cpu"
     threads: int = 1
     average: Literal["steady state", "clip"] = "steady state"
+    text: tuple[int, int]
+    compiled: bool = False
 
     def __str__(self) -> str:
         window = "no window" if self.window_frames is None else f"window {self.window_frames}"
         rows, columns = self.size
         of = "latents" if self.scope == "DiT only" else "pixels"
         parts = [self.scope, window, f"{self.passes} passes", self.precision, f"decoder {self.decoder}", self.average]
-        parts += [f"{rows}x{columns} {of}", f"batch {self.batch}", f"{self.device} with {self.threads} threads"]
+        parts += [f"{rows}x{columns} {of}", f"text {self.text[0]} of {self.text[1]} tokens", f"batch {self.batch}"]
+        parts += [f"{self.device} with {self.threads} threads", *["compiled"] * self.compiled]
         return ", ".join(parts)
 
 

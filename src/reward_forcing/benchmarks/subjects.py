@@ -21,7 +21,7 @@ from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise
 from reward_forcing.streaming.methods import Method, method_named, streaming_settings
 from reward_forcing.streaming.model_folder import open_model_folder
-from reward_forcing.streaming.pipeline import StreamingVideoPipeline
+from reward_forcing.streaming.pipeline import StreamingVideoPipeline, read_text
 from reward_forcing.training.plan_costs import Shape
 
 
@@ -51,7 +51,9 @@ CONFIGS: dict[str, Config] = {
 }
 """Every random network by name."""
 
-TEXT_TOKENS = 512
+TEXT_LENGTH = 512
+TEXT_TOKENS = 120
+"""Tokens of a random network's prompt: a paragraph, as these models are prompted; the rest of the text is padding."""
 PROMPT = "a red ball bounces over a blue floor"
 PRECISIONS = ("float32", "bfloat16", "mixed")
 """float32; everything bfloat16, as the published code runs; matrices bfloat16 and the rest float32, as models are
@@ -62,7 +64,7 @@ loaded here."""
 class Subject:
     """A network with all that a rollout of it needs. text: embeddings [1, L, text_dim]. pipeline: of a model folder.
 
-    length: latent frames of a clip, where a whole one is measured.
+    length: latent frames of a clip, where a whole one is measured. compiled: whether the network's blocks are.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Subject:
     seeds: tuple[int, ...] = (0,)
     pipeline: StreamingVideoPipeline | None = None
     length: int | None = None
+    compiled: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -95,7 +98,7 @@ class Subject:
     def flops(self) -> int:
         """FLOPs of a steady-state chunk by formula."""
         shape = Shape.of(self.network, self.latent_size)
-        return chunk_flops(shape, self.method, self.text.shape[1], len(self.seeds))
+        return chunk_flops(shape, self.method, self.context().keys.shape[2], len(self.seeds))
 
     @property
     def passes(self) -> str:
@@ -140,9 +143,9 @@ class Subject:
         )
 
     def context(self) -> TextContext:
-        """The text's keys and values for all samples."""
+        """The text's keys and values for all samples, read as a stream reads them."""
         with torch.inference_mode(False), torch.no_grad():
-            return self.network.encode_text(self.text).expand(len(self.seeds))
+            return read_text(self.network, self.text).expand(len(self.seeds))
 
     def naive(self) -> NaiveRollout:
         """A fresh rollout of the naive mode on the same weights, noise and text."""
@@ -170,6 +173,8 @@ class Subject:
             batch=len(self.seeds),
             device=self.device.type,
             threads=threads(),
+            text=(int(self.text.any(-1).sum()), self.text.shape[1]),
+            compiled=self.compiled,
         )
 
 
@@ -195,11 +200,14 @@ def open_subject(
     seed: int = 0,
     batch: int = 1,
     device: torch.device | str = "cpu",
+    text_tokens: int = TEXT_TOKENS,
+    compiled: bool = False,
 ) -> Subject:
     """A configuration of `CONFIGS` with random weights, or a model folder's transformer, ready to be measured.
 
     changes: of the method, as `window_frames=6`. The output projection, which untrained networks have at zero, is drawn
-    like the others: an error would not show otherwise.
+    like the others: an error would not show otherwise. text_tokens: of a random network's prompt, the rest of its
+    `TEXT_LENGTH` is padding. compiled: the fast path runs compiled blocks.
     Raises what `check_subject` raises.
     """
     check_subject(model, precision, method, changes)
@@ -209,7 +217,8 @@ def open_subject(
         network = random_network(config.size, seed, device if config.size == WAN_1_3B else "cpu")
         numbers, latent_size = streaming_settings(None, method, changes), config.latent_size
         generator = torch.Generator().manual_seed(seed)
-        text = torch.randn(1, TEXT_TOKENS, network.config["text_dim"], generator=generator)
+        text = torch.randn(1, TEXT_LENGTH, network.config["text_dim"], generator=generator)
+        text[:, text_tokens:] = 0
     else:
         pipeline = StreamingVideoPipeline.load(open_model_folder(model, method, None, changes), device)
         network, numbers, geometry = pipeline.transformer, pipeline.settings, pipeline.geometry
@@ -217,7 +226,11 @@ def open_subject(
         text = pipeline.text_encoder([PROMPT])
     cast_network(network, precision, device)
     text = text.to(device, network.condition_embedder.text_embedder.linear_1.weight.dtype)
-    return Subject(model, network, numbers, numbers.method, precision, latent_size, text, seeds, pipeline)
+    if compiled:
+        network.compile_blocks()
+    return Subject(
+        model, network, numbers, numbers.method, precision, latent_size, text, seeds, pipeline, compiled=compiled
+    )
 
 
 def random_network(size: Size, seed: int, device: torch.device | str = "cpu") -> WanDiT:

@@ -26,6 +26,8 @@ Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a numbe
 Seed = Annotated[int, typer.Option(min=0, help="Of weights and noise.")]
 Batch = Annotated[int, typer.Option(min=1, help="Videos side by side.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU where there is one]")]
+Text = Annotated[int, typer.Option(min=0, max=512, help="Tokens of a random network's prompt, of 512.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks; on a CPU it takes a C++ compiler.")]
 Out = Annotated[Path, typer.Option(help="The record, written after every result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record instead of lines.")]
 
@@ -44,6 +46,8 @@ def bench(
     seed: Seed = 0,
     batch: Batch = 1,
     device: Device = None,
+    text_tokens: Text = 120,
+    compiled: Compile = False,
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the record's JSON schema and stop.")] = False,
@@ -60,7 +64,7 @@ def bench(
         print(bench_schema(), end="")
         return
     opponents = _opponents(against)
-    subject, recorder = _open(model, precision, method, changes, seed, batch, device, out)
+    subject, recorder = _open(model, precision, method, changes, seed, batch, device, text_tokens, compiled, out)
     for opponent in opponents:
         try:
             found = side_by_side(subject, opponent, pairs, tell)
@@ -100,6 +104,8 @@ def sweep(
     seed: Seed = 0,
     batch: Batch = 1,
     device: Device = None,
+    text_tokens: Text = 120,
+    compiled: Compile = False,
     out: Out = DEFAULT_OUT,
     plot: Annotated[Path | None, typer.Option(help="A picture, .png or .svg. [default: beside --out]")] = None,
     as_json: AsJson = False,
@@ -112,7 +118,7 @@ def sweep(
     if over not in LABELS:
         raise ValueError(unknown("sweep", over, LABELS))
     wanted = DEFAULTS[over] if values is None else tuple(value.strip() for value in values.split(","))
-    subject, recorder = _open(model, precision, method, changes, seed, batch, device, out)
+    subject, recorder = _open(model, precision, method, changes, seed, batch, device, text_tokens, compiled, out)
     check_values(subject, over, wanted)
 
     found = measure_sweep(subject, over, wanted, repeats, recorder.add)
@@ -171,6 +177,8 @@ def _open(
     seed: int,
     batch: int,
     device: str | None,
+    text_tokens: int,
+    compiled: bool,
     out: Path,
 ) -> "tuple[Subject, Recorder]":
     """The subject and the record, everything checked before weights are made or read."""
@@ -188,7 +196,8 @@ def _open(
         raise ValueError(f"--device {device}: torch finds no GPU here; use --device cpu")
     check_subject(model, precision, method, changes or ())
     recorder = Recorder(out, f"rforce {shlex.join(sys.argv[1:])}", seed)
-    return open_subject(model, precision, method, changes or (), seed, batch, device), recorder
+    subject = open_subject(model, precision, method, changes or (), seed, batch, device, text_tokens, compiled)
+    return subject, recorder
 
 
 def _print(text: str, as_json: bool) -> None:

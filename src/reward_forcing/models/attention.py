@@ -6,7 +6,7 @@ D head width, L text tokens. Knows neither how a cache evicts nor which network 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -55,11 +55,14 @@ class Past:
 class TextContext:
     """Cross-attention keys and values of a prompt, computed once and read by every pass.
 
-    keys, values: [N, B, L, H, D]. Valid for the network weights and the prompt it was computed from, no others.
+    keys, values: [N, B, L, H, D]. log_counts: [B, L] float32, the logarithm of how many tokens alike each key stands
+    for (`WanDiT.encode_text` merges padding), None where each is one. Valid for the network weights and the prompt it
+    was computed from, no others.
     """
 
     keys: Tensor
     values: Tensor
+    log_counts: Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -70,8 +73,7 @@ class TextContext:
         """The context of a single prompt seen by `batch` samples, without copying."""
         if self.batch not in (1, batch):
             raise ValueError(f"cannot expand a text context of {self.batch} prompts to {batch} samples; only 1 expands")
-        shape = (-1, batch, -1, -1, -1)
-        return TextContext(self.keys.expand(shape), self.values.expand(shape))
+        return self._samples(lambda tensor, axis: tensor.expand(*tensor.shape[:axis], batch, *tensor.shape[axis + 1 :]))
 
     @property
     def depth(self) -> int:
@@ -80,15 +82,24 @@ class TextContext:
 
     def layer(self, index: int, frames: int) -> "LayerText":
         """Keys and values of one layer, read by all of `frames` frames."""
-        return ((frames, ((1.0, self.keys[index], self.values[index]),)),)
+        return ((frames, (self.reading(index),)),)
+
+    def reading(self, index: int, weight: float = 1.0) -> "Reading":
+        """What a frame reads in one layer where this text counts `weight`."""
+        return Reading(weight, self.keys[index], self.values[index], self.log_counts)
 
     def select(self, samples: slice | Tensor) -> "TextContext":
         """The contexts of some samples, chosen by a slice or an index tensor."""
-        return TextContext(self.keys[:, samples], self.values[:, samples])
+        return self._samples(lambda tensor, axis: tensor[samples] if axis == 0 else tensor[:, samples])
 
     def detach(self) -> "TextContext":
         """The same numbers without their graph."""
-        return TextContext(self.keys.detach(), self.values.detach())
+        return self._samples(lambda tensor, _: tensor.detach())
+
+    def _samples(self, change: Callable[[Tensor, int], Tensor]) -> "TextContext":
+        """This context with every tensor changed, given with the axis of its samples."""
+        counts = None if self.log_counts is None else change(self.log_counts, 0)
+        return TextContext(change(self.keys, 1), change(self.values, 1), counts)
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,7 @@ class TextMix:
 
     def layer(self, index: int, frames: int) -> "LayerText":
         """Weights, keys and values of one layer, read by all of `frames` frames."""
-        return ((frames, tuple((weight, text.keys[index], text.values[index]) for weight, text in self.parts)),)
+        return ((frames, tuple(text.reading(index, weight) for weight, text in self.parts)),)
 
 
 WEIGHT_SLACK = 1e-6
@@ -168,8 +179,17 @@ def _check_alike(contexts: Sequence[TextContext]) -> None:
         raise ValueError(f"the texts must have one batch and one number of layers, got {sorted(kinds)}")
 
 
-Readings = tuple[tuple[float, Tensor, Tensor], ...]
-"""What a frame reads in one layer: weight, keys and values [B, L, H, D] of each of its prompts."""
+class Reading(NamedTuple):
+    """One prompt in one layer: what it counts, keys and values [B, L, H, D], and `TextContext.log_counts`."""
+
+    weight: float
+    keys: Tensor
+    values: Tensor
+    log_counts: Tensor | None
+
+
+Readings = tuple[Reading, ...]
+"""What a frame reads in one layer of each of its prompts."""
 
 LayerText = tuple[tuple[int, Readings], ...]
 """Cross-attention of one layer: for each span of frames their number and what they read."""
@@ -248,19 +268,26 @@ class DenoiserProtocol(Protocol):
         ...
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention without a mask over tokens: [B, Q, H, D] x [B, K, H, D] -> [B, Q, H, D]."""
+def attend(query: Tensor, key: Tensor, value: Tensor, log_counts: Tensor | None = None) -> Tensor:
+    """Softmax attention without a mask over tokens: [B, Q, H, D] x [B, K, H, D] -> [B, Q, H, D].
+
+    log_counts [B, K]: of how many keys alike each one stands for, which adds to its scores; None for one each.
+    """
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    kernel = attend_by_products if products_are_chosen(query, key, value) else scaled_dot_product_attention
-    return kernel(query, key, value).transpose(1, 2)
+    bias = None if log_counts is None else log_counts[:, None, None, :]
+    if products_are_chosen(query, key, value):
+        return attend_by_products(query, key, value, bias).transpose(1, 2)
+    if bias is not None and query.device.type != "cpu":  # where kernels want one dtype
+        bias = bias.to(query.dtype)
+    return scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
 
 
 def attend_text(query: Tensor, readings: Readings) -> Tensor:
     """What tokens [B, Q, H, D] get from the prompts they read, weighted: [B, Q, H, D]."""
-    if len(readings) == 1:
-        (_, keys, values), *_ = readings
-        return attend(query, keys, values)
-    return torch.stack([weight * attend(query, keys, values) for weight, keys, values in readings]).sum(dim=0)
+    read = [attend(query, text.keys, text.values, text.log_counts) for text in readings]
+    if len(read) == 1:
+        return read[0]
+    return torch.stack([text.weight * each for text, each in zip(readings, read, strict=True)]).sum(dim=0)
 
 
 def attend_pattern(query: Tensor, key: Tensor, value: Tensor, pattern: AttentionPattern) -> Tensor:

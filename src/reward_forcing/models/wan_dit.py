@@ -18,10 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from reward_forcing.models.attention import KV, AttentionPattern, Past, Text, TextContext, WantKV
+from reward_forcing.models.cpu_attention import measure_heads
 from reward_forcing.models.layers import EmbeddingMLP, LayerPast, PatchEmbedding, TimeContext, WanBlock, modulate
 from reward_forcing.models.rope import rotate, rotation
 
 QK_NORM = "rms_norm_across_heads"
+SHAPES_COMPILED = 64
+"""Shapes of input that a compiled block is specialised on before it runs uncompiled: windows, batches, texts."""
+TEXT_STEP = 32
+"""Lengths of merged text are multiples of this, so that a compiled network meets few of them."""
 
 
 class ConditionEmbedder(nn.Module):
@@ -125,15 +130,33 @@ class WanDiT(ModelMixin, ConfigMixin):
             parameter.data = parameter.data.to(torch.float32 if keep else dtype)
         return self
 
-    def encode_text(self, embeddings: Tensor) -> TextContext:
+    def compile_blocks(self) -> "WanDiT":
+        """This network with its blocks compiled: fused kernels, made anew for each shape that a block meets.
+
+        On a CPU compiling needs a C++ compiler. Names and values of parameters stay as they are.
+        """
+        weight = self.patch_embedding.weight
+        if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
+            measure_heads(self.head_dim)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_COMPILED)
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        return self
+
+    def encode_text(self, embeddings: Tensor, merge_padding: bool = False) -> TextContext:
         """Cross-attention keys and values of prompts, for all passes that use these weights and prompts.
 
         embeddings: [B, L, text_dim] from the text encoder, padded to its length with zero rows: nothing is masked, and
-        padding takes part in the attention. Gradients flow where enabled.
+        padding takes part in the attention. Gradients flow where enabled. merge_padding: zero rows, whose keys are all
+        alike, become a few that count for many. Attention gives the same with less work; how many there are is read
+        from the embeddings, which a GPU would have to be waited for.
         """
+        counts = None
+        if merge_padding:
+            embeddings, counts = _merge_padding(embeddings)
         text = self.condition_embedder.text_embedder(embeddings)
         pairs = [block.encode_text(text) for block in cast(Iterable[WanBlock], self.blocks)]
-        return TextContext(torch.stack([key for key, _ in pairs]), torch.stack([value for _, value in pairs]))
+        return TextContext(torch.stack([key for key, _ in pairs]), torch.stack([value for _, value in pairs]), counts)
 
     def encode_time(self, timestep: Tensor) -> TimeContext:
         """What forwards at timesteps [B] or, one per frame, [B, F] read of them, for all that use these weights."""
@@ -249,6 +272,18 @@ def sinusoid(timestep: Tensor, width: int) -> Tensor:
     exponent = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
     angle = timestep.double().unsqueeze(-1) * 10000.0**-exponent
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def _merge_padding(embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Embeddings [B, L', text_dim] with fewer zero rows, and the logarithms [B, L'] of how many each row stands for."""
+    padded = embeddings.shape[1]
+    numbers = torch.arange(1, padded + 1, device=embeddings.device)
+    ends = (embeddings.any(-1) * numbers).amax(dim=1, keepdim=True)  # [B, 1], the length of each prompt
+    kept = TEXT_STEP * (int(ends.max()) // TEXT_STEP + 1)  # at least one zero row more than the longest
+    if kept >= padded:
+        return embeddings, None
+    counts = torch.where(numbers[:kept] > ends, (padded - ends) / (kept - ends), 1.0)
+    return embeddings[:, :kept], counts.log()
 
 
 def _positions(x: Tensor, past: Past | None, pattern: AttentionPattern | None) -> Tensor:

@@ -198,7 +198,7 @@ class StreamingVideoPipeline:
             rows.append(self._embeddings[prompt])
             if len(self._embeddings) > EMBEDDINGS_KEPT:
                 self._embeddings.popitem(last=False)
-        return self.transformer.encode_text(torch.cat(rows))
+        return read_text(self.transformer, torch.cat(rows))
 
     def warn_of_unknown_words(self, prompt: str) -> None:
         """Log what `explain_unknown_words` says, if it says anything."""
@@ -218,6 +218,11 @@ class StreamingVideoPipeline:
         named = [(word, difflib.get_close_matches(word.lower(), known, 1, cutoff=0.75)) for word in unknown_words]
         listed = ", ".join(f"'{word}' (did you mean '{near[0]}'?)" if near else f"'{word}'" for word, near in named)
         return f"this model does not know {listed} and makes a video of the rest. {self.settings.hint}".rstrip()
+
+
+def read_text(transformer: WanDiT, embeddings: Tensor) -> TextContext:
+    """The text context of embeddings [B, L, text_dim], padding merged on a CPU, where asking how much costs nothing."""
+    return transformer.encode_text(embeddings, merge_padding=embeddings.device.type == "cpu")
 
 
 def _samples(

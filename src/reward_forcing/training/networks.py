@@ -14,13 +14,10 @@ from reward_forcing.checkpoints.load import open_network, with_lora
 from reward_forcing.geometry import Geometry
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.vae_walk import Activation, normed_silu
-from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.models.wan_dit import SHAPES_COMPILED, WanDiT
 from reward_forcing.training.lora import LoraSettings, adapt, adapter_names, adapters, initial_adapter, save_adapter
 from reward_forcing.training.parallel import Placement, like, matrices, parallelize
 from reward_forcing.training.stage import generator_for
-
-SHAPES_COMPILED = 64
-"""Shapes of input that a compiled block is specialised on before it runs uncompiled: windows, batches, switches."""
 
 
 def load_transformer(folder: Path, device: torch.device) -> WanDiT:
@@ -29,16 +26,9 @@ def load_transformer(folder: Path, device: torch.device) -> WanDiT:
 
 
 def prepared(network: WanDiT, placement: Placement) -> WanDiT:
-    """`network`, in place, sharded and compiled as `placement` says: a set of kernels for each shape a block meets.
-
-    On a CPU compiling needs a C++ compiler. Names and values of parameters stay as they are.
-    """
+    """`network`, in place, sharded and compiled as `placement` says; see `WanDiT.compile_blocks`."""
     parallelize(network, placement)
-    if placement.compiled:
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_COMPILED)
-        for block in network.blocks:
-            block.compile(dynamic=False)
-    return network
+    return network.compile_blocks() if placement.compiled else network
 
 
 @torch.no_grad()
