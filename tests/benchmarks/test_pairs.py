@@ -117,7 +117,7 @@ def test_where_the_time_goes_adds_up_to_the_chunk(subject: Subject) -> None:
     with OperatorTimes() as times:
         subject.network.encode_text(subject.text)
     assert ("wan_dit.py:encode_text", "stack") in times.seconds
-    for naive, file in ((False, "layers.py"), (True, "naive_network.py")):
+    for naive, file in ((False, "cpu_linear.py"), (True, "naive_network.py")):
         values = where(replace(subject, latent_size=(32, 32)), naive).values
         assert any(name.startswith("addmm in ") and file in name for name in values)
         assert "the rest" in values

@@ -15,6 +15,7 @@ from torch.nn.functional import gelu, layer_norm, linear
 
 from reward_forcing.flow import widen
 from reward_forcing.models.attention import AttentionPattern, LayerText, attend, attend_pattern, attend_text
+from reward_forcing.models.cpu_linear import is_one_product, product, project
 from reward_forcing.models.rope import Rotation, rotate
 
 
@@ -76,15 +77,15 @@ class Projections(nn.Module):
 
     def query(self, x: Tensor) -> Tensor:
         """Normalised queries [..., H, D] of x [..., E]."""
-        return self._split(self.norm_q(self.to_q(x)))
+        return self._split(self.norm_q(project(self.to_q, x)))
 
     def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised keys and plain values, each [..., H, D], of x [..., E]."""
-        return self._split(self.norm_k(self.to_k(x))), self._split(self.to_v(x))
+        return self._split(self.norm_k(project(self.to_k, x))), self._split(project(self.to_v, x))
 
     def out(self, x: Tensor) -> Tensor:
         """Heads [..., H, D] joined and projected to [..., E]."""
-        return self.to_out[0](x.flatten(-2))
+        return project(self.to_out[0], x.flatten(-2))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))
@@ -99,10 +100,11 @@ class ProjectedGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations [..., hidden] of x [..., E]."""
-        if torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if is_one_product(self.proj, x) and not (compiling and x.dtype == torch.float32):
+            return product(self.proj, x, "gelu")
+        if compiling:  # in float32 the compiler's own fusion is the faster one
             return _sigmoid_gelu(self.proj(x))
-        if _fuses_gelu(x, self.proj):
-            return torch.ops.mkldnn._linear_pointwise(x, self.proj.weight, self.proj.bias, "gelu", [], "tanh")
         return gelu(self.proj(x), approximate="tanh")
 
 
@@ -115,16 +117,6 @@ def _sigmoid_gelu(x: Tensor) -> Tensor:
     return (wide * torch.sigmoid((8 / math.pi) ** 0.5 * (wide + 0.044715 * wide**3))).to(x.dtype)
 
 
-def _fuses_gelu(x: Tensor, proj: nn.Module) -> bool:
-    """Whether oneDNN may apply GELU as it computes the product: on a CPU, without gradients or autocast."""
-    plain = type(proj) is nn.Linear and type(x) is Tensor and x.device.type == "cpu" and x.dtype == proj.weight.dtype
-    if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return False
-    if x.dtype == torch.bfloat16:
-        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.backends.mkldnn.is_available() and x.dtype == torch.float32
-
-
 class FeedForward(nn.Module):
     """Linear -> GELU -> Linear, named net.0.proj and net.2."""
 
@@ -134,7 +126,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Update [..., E] of x [..., E]."""
-        return self.net(x)
+        return project(self.net[2], self.net[0](x))
 
 
 class EmbeddingMLP(nn.Module):

@@ -105,6 +105,7 @@ class WanDiT(ModelMixin, ConfigMixin):
         self.proj_out = nn.Linear(width, (out_channels or in_channels) * math.prod(self.patch))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         self.gradient_checkpointing = False
+        self._rotate = rotate
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -131,7 +132,7 @@ class WanDiT(ModelMixin, ConfigMixin):
         return self
 
     def compile_blocks(self) -> "WanDiT":
-        """This network with its blocks compiled: fused kernels, made anew for each shape that a block meets.
+        """This network with its blocks and `rotate` compiled: fused kernels, made anew for each shape that they meet.
 
         On a CPU compiling needs a C++ compiler. Names and values of parameters stay as they are.
         """
@@ -141,6 +142,7 @@ class WanDiT(ModelMixin, ConfigMixin):
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_COMPILED)
         for block in self.blocks:
             block.compile(dynamic=False)
+        self._rotate = torch.compile(rotate, dynamic=False)
         return self
 
     def encode_text(self, embeddings: Tensor, merge_padding: bool = False) -> TextContext:
@@ -170,7 +172,7 @@ class WanDiT(ModelMixin, ConfigMixin):
 
         def turn(keys: Tensor) -> Tensor:
             by = rotation(past.key_positions, self._grid(latent_size), self.head_dim, keys.device)
-            return rotate(keys, by).to(self.patch_embedding.weight.dtype)
+            return self._rotate(keys, by).to(self.patch_embedding.weight.dtype)
 
         return past.with_rotated(turn)
 
