@@ -3,7 +3,7 @@
     python benchmarks/gpu/3_pipeline.py --out 3_pipeline.json
 
 Random weights at the real sizes. Text embeddings are drawn, not encoded: UMT5 is not counted, which the record says.
-The VAE and the tiny decoder (TAEHV) alone (12 frames, first frame), first chunk and prompt switch ten times each, frames
+The VAE and a tiny decoder (TAEHV) alone (12 frames, first frame), first chunk and prompt switch ten times each, frames
 to the host as uint8, and a soak of 300 chunks with the VAE: evenness, and memory after chunks 20, 100 and 300.
 """
 

@@ -6,10 +6,13 @@ from itertools import islice
 import pytest
 import torch
 from benchmarks.test_naive import PRESETS, SHAPE, both, chunks_past_eviction
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from reward_forcing.benchmarks.naive import NaiveRollout
 from reward_forcing.benchmarks.work import Operations, chunk_flops, count_flops, held_bytes
 from reward_forcing.models.sizes import WAN_1_3B, WAN_14B, Size
+from reward_forcing.models.tiny_vae import TinyDecoder, TinyVAE
+from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import NoSink, Rollout
 from reward_forcing.streaming.methods import METHODS, Method
@@ -65,6 +68,24 @@ def test_the_formula_gives_the_known_counts_of_real_chunks(
     method = METHODS["reward"].model_copy(update={"window_frames": window})
     flops = chunk_flops(Shape.of(network, latents), method, 512, published=True)
     assert flops / 1e12 == pytest.approx(tera, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "teraflops", "mebibytes"),
+    [
+        (lambda: StreamingVAE(AutoencoderKLWan().bfloat16()), 40.65, 1801),
+        (lambda: TinyDecoder(TinyVAE().bfloat16()), 1.58, 64),
+    ],
+    ids=["Wan VAE", "TAEHV"],
+)
+def test_decoders_compute_and_hold_what_is_documented_at_832x480(
+    make: Callable[[], FrameDecoder], teraflops: float, mebibytes: float
+) -> None:
+    with torch.device("meta"):
+        decoder, latents = make(), torch.empty(1, 3, 16, 60, 104)
+        _, state = decoder.decode(latents)
+        assert count_flops(lambda: decoder.decode(latents, state)) / 1e12 == pytest.approx(teraflops, abs=0.005)
+    assert held_bytes(state) / 2**20 == pytest.approx(mebibytes, abs=0.5)
 
 
 @pytest.mark.parametrize("name", BOUNDED)
