@@ -1,6 +1,7 @@
 """Gates that need no clock: FLOPs, host syncs, float64 and complex operators, allocations and memory of a stream."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -10,6 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from reward_forcing.benchmarks.naive import NaiveRollout
 from reward_forcing.benchmarks.work import Operations, chunk_flops, count_flops, held_bytes
+from reward_forcing.checkpoints.hub import bundled
 from reward_forcing.models.sizes import WAN_1_3B, WAN_14B, Size
 from reward_forcing.models.tiny_vae import TinyDecoder, TinyVAE
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE
@@ -68,6 +70,16 @@ def test_the_formula_gives_the_known_counts_of_real_chunks(
     method = METHODS["reward"].model_copy(update={"window_frames": window})
     flops = chunk_flops(Shape.of(network, latents), method, 512, published=True)
     assert flops / 1e12 == pytest.approx(tera, rel=2e-3)
+
+
+def test_the_miniatures_own_vae_computes_less_than_a_tiny_decoder_of_the_published_size() -> None:
+    with torch.device("meta"):
+        own = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(bundled()["mini"] / "vae"))
+        latents, counts = torch.empty(1, 3, 16, 8, 8), []
+        for decoder in (StreamingVAE(own), TinyDecoder(TinyVAE())):
+            _, state = decoder.decode(latents)
+            counts.append(count_flops(partial(decoder.decode, latents, state)) / 1e9)
+    assert counts == pytest.approx([3.73, 16.21], abs=0.005)
 
 
 @pytest.mark.parametrize(
