@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from hypothesis import settings
 from transformers import UMT5Config, UMT5EncoderModel
 
+from reward_forcing.models.tiny_vae import TinySizes, TinyVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.streaming.model_folder import write_model_folder
 from reward_forcing.training.text_encoder import word_tokenizer
@@ -80,6 +81,18 @@ def tiny_model_folder(tiny_dit: Callable[..., WanDiT], tmp_path_factory: pytest.
     }
     parts = (folder / "text_encoder", folder / "tokenizer")
     return write_model_folder(folder, tiny_dit(text_dim=32), vae, *parts, streaming, "# Tiny", dtype=None)
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny VAE of random weights for the latents of `tiny_model_folder`, as its publisher would save it."""
+    path = tmp_path_factory.mktemp("decoders") / "taetiny.pth"
+    torch.manual_seed(0)
+    state = TinyVAE(TinySizes(latent_channels=4, widths=(8, 8, 4, 4), encoder_width=4)).state_dict()
+    state["decoder.22.weight"].normal_(std=0.3)  # so that frames differ from each other
+    state["decoder.22.bias"].fill_(0.5)
+    torch.save(state, path)
+    return path
 
 
 @pytest.fixture

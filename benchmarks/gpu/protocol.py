@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from reward_forcing.models.sizes import Size
 from reward_forcing.streaming.methods import streaming_settings
 
 STATE = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
+M = TypeVar("M", bound=nn.Module)
 TINY: Size = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 64, "num_layers": 2}
 
 
@@ -137,9 +139,10 @@ class RandomText:
         return []
 
 
-def frozen(module: nn.Module, run: Protocol) -> nn.Module:
+def frozen(module: M, run: Protocol) -> M:
     """A network as it is measured: in bfloat16 on the device, without gradients."""
-    return module.to(run.device, run.dtype).eval().requires_grad_(False)
+    nn.Module.to(module, run.device, run.dtype)
+    return module.eval().requires_grad_(False)
 
 
 __all__ = ["PROMPT", "Protocol", "RandomText", "begin", "finish", "frozen"]

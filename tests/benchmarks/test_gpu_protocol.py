@@ -63,6 +63,7 @@ def test_the_pipeline_is_measured_and_its_memory_is_flat(tmp_path: Path) -> None
     tables = {result.name: result.values for result in record.results if isinstance(result, Table)}
     assert set(tables) >= {
         "Wan VAE decode",
+        "TAEHV decode",
         "latencies",
         "memory of a stream",
         "chunks of a stream",

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from reward_forcing.benchmarks import pairs as pairs_module
+from reward_forcing.benchmarks.decoders import beside_vae
 from reward_forcing.benchmarks.pairs import side_by_side
 from reward_forcing.benchmarks.record import Sweep
 from reward_forcing.benchmarks.streamed import naive_clip, stream_latents, stream_video
@@ -15,6 +17,7 @@ from reward_forcing.benchmarks.subjects import CONFIGS, Subject, check_subject, 
 from reward_forcing.benchmarks.sweep import DEFAULTS, LABELS, check_values, draw, sweep
 from reward_forcing.benchmarks.where import OperatorTimes, where
 from reward_forcing.cli.bench import describe_pairs, describe_stream
+from reward_forcing.models.vae import VAEState
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.streaming.methods import METHODS
 
@@ -111,6 +114,31 @@ def test_a_video_is_timed_from_prompt_to_file_and_so_is_the_naive_clip(tiny_mode
     assert clip.chunks == len(found.chunks.wall) == 5
     assert clip.first_frame > clip.stages["dit and commit"]
     assert clip.clip.conditions == found.clip.conditions
+
+
+def test_a_decoder_beside_the_vae_has_the_error_of_its_frames(tiny_model_folder: Path) -> None:
+    subject = open_subject(str(tiny_model_folder))
+    assert subject.pipeline is not None
+    with pytest.raises(ValueError, match="has no other decoder than its VAE"):
+        beside_vae(subject, 1)
+    vae = subject.pipeline.vae
+
+    class Brighter:
+        name = "brighter"
+
+        def decode(self, latents: Tensor, state: VAEState | None = None) -> tuple[Tensor, VAEState]:
+            frames, state = vae.decode(latents, state)
+            return frames + 0.1, state
+
+    for decoder, expected in ((Brighter(), 20.0), (vae, 100.0)):
+        subject.pipeline.decoder = decoder
+        told: list[str] = []
+        found = beside_vae(subject, 2, told.append)
+        assert found.psnr == pytest.approx(expected, abs=1e-3)
+        assert found.chunk_psnr == pytest.approx((expected, expected), abs=1e-3)
+        assert found.conditions.decoder == decoder.name
+        assert found.reference == vae.name
+        assert len(told) == 2
 
 
 def test_where_the_time_goes_adds_up_to_the_chunk(subject: Subject) -> None:

@@ -1,15 +1,20 @@
 """Gates that need no clock: FLOPs, host syncs, float64 and complex operators, allocations and memory of a stream."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 
 import pytest
 import torch
 from benchmarks.test_naive import PRESETS, SHAPE, both, chunks_past_eviction
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from reward_forcing.benchmarks.naive import NaiveRollout
 from reward_forcing.benchmarks.work import Operations, chunk_flops, count_flops, held_bytes
+from reward_forcing.checkpoints.hub import bundled
 from reward_forcing.models.sizes import WAN_1_3B, WAN_14B, Size
+from reward_forcing.models.tiny_vae import TinyDecoder, TinyVAE
+from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import NoSink, Rollout
 from reward_forcing.streaming.methods import METHODS, Method
@@ -65,6 +70,34 @@ def test_the_formula_gives_the_known_counts_of_real_chunks(
     method = METHODS["reward"].model_copy(update={"window_frames": window})
     flops = chunk_flops(Shape.of(network, latents), method, 512, published=True)
     assert flops / 1e12 == pytest.approx(tera, rel=2e-3)
+
+
+def test_the_miniatures_own_vae_computes_less_than_a_tiny_decoder_of_the_published_size() -> None:
+    with torch.device("meta"):
+        own = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(bundled()["mini"] / "vae"))
+        latents, counts = torch.empty(1, 3, 16, 8, 8), []
+        for decoder in (StreamingVAE(own), TinyDecoder(TinyVAE())):
+            _, state = decoder.decode(latents)
+            counts.append(count_flops(partial(decoder.decode, latents, state)) / 1e9)
+    assert counts == pytest.approx([3.73, 16.21], abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("make", "teraflops", "mebibytes"),
+    [
+        (lambda: StreamingVAE(AutoencoderKLWan().bfloat16()), 40.65, 1801),
+        (lambda: TinyDecoder(TinyVAE().bfloat16()), 1.58, 64),
+    ],
+    ids=["Wan VAE", "TAEHV"],
+)
+def test_decoders_compute_and_hold_what_is_documented_at_832x480(
+    make: Callable[[], FrameDecoder], teraflops: float, mebibytes: float
+) -> None:
+    with torch.device("meta"):
+        decoder, latents = make(), torch.empty(1, 3, 16, 60, 104)
+        _, state = decoder.decode(latents)
+        assert count_flops(lambda: decoder.decode(latents, state)) / 1e12 == pytest.approx(teraflops, abs=0.005)
+    assert held_bytes(state) / 2**20 == pytest.approx(mebibytes, abs=0.5)
 
 
 @pytest.mark.parametrize("name", BOUNDED)

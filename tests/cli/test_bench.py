@@ -41,6 +41,33 @@ def test_what_diffusers_cannot_run_is_noted_and_the_rest_measured(tiny_model_fol
     assert "fill the window" in record.failures[0]
 
 
+def test_a_tiny_decoder_is_measured_beside_the_vae(
+    tiny_model_folder: Path, tiny_decoder_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "decoder.json"
+    how = ("--model", tiny_model_folder, "--decoder", tiny_decoder_file, "--out", out)
+    done = command("decoder", *how, "--chunks", 3)
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(out.read_text())["results"]
+    assert found["kind"] == "decoder beside the VAE"
+    assert len(found["chunk_psnr"]) == len(found["ours"]["wall"]) == len(found["theirs"]["cpu"]) == 3
+    assert min(found["chunk_psnr"]) <= found["psnr"] <= max(found["chunk_psnr"])
+    for part in ("TAEHV taetiny", "beside Wan VAE", f"PSNR {found['psnr']:.2f} dB", "decoder only", "32x32 pixels"):
+        assert part in done.output
+
+
+def test_a_tiny_decoder_is_among_the_conditions_of_what_it_took_part_in(
+    tiny_model_folder: Path, tiny_decoder_file: Path, tmp_path: Path
+) -> None:
+    how = ("--model", tiny_model_folder, "--decoder", tiny_decoder_file, "--out", tmp_path / "bench.json")
+    done = command(*how, "--pairs", 1, "--chunks", 1)
+    assert done.exit_code == 0, done.output
+    ends = [line for line in done.output.splitlines() if "end to end" in line]
+    assert ["decoder TAEHV taetiny" in line for line in ends] == [True, True, False]
+    assert "naive: " in ends[-1]
+    assert "decoder Wan VAE" in ends[-1]
+
+
 def test_a_sweep_is_recorded_and_drawn(tiny_model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep.json"
     arguments = ("--over", "window", "--values", "4,6", "--model", tiny_model_folder, "--repeats", 1, "--out", out)
@@ -62,6 +89,9 @@ def test_the_schema_is_printed() -> None:
         (("--against", "naiv"), "did you mean 'naive'"),
         (("--model", "C"), "unknown configuration 'C'"),
         (("--precision", "half"), "unknown precision 'half'"),
+        (("--model", "D", "--decoder", "a.pth"), "a decoder needs a model folder"),
+        (("decoder", "--decoder", "nowhere.pth"), "no file, folder or bundled model 'nowhere.pth'"),
+        (("decoder", "--model", "A", "--decoder", "a.pth"), "'A' is a transformer only"),
         (("--device", "gpu"), "must be cpu, cuda or cuda:N"),
         (("sweep", "--over", "widow"), "did you mean 'window'"),
     ],
@@ -71,6 +101,6 @@ def test_bad_options_are_refused_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = command(*arguments)
-    assert isinstance(done.exception, ValueError)
+    assert isinstance(done.exception, ValueError | FileNotFoundError)
     assert message in str(done.exception)
     assert list(tmp_path.iterdir()) == []

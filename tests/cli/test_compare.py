@@ -208,6 +208,17 @@ def test_several_models_are_told_apart_and_brought_to_the_first_ones_form(
     assert json.loads((workplace / "out" / "recipe.json").read_text())["form"]["height"] == 32
 
 
+def test_a_model_stands_beside_itself_with_a_tiny_decoder(
+    tiny_model_folder: Path, tiny_decoder_file: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = ("--models", f"full={tiny_model_folder},fast={tiny_model_folder}", "--methods", "self", "--seconds", "1")
+    assert rforce("compare", PROMPT, *models, "--decoder", f"fast={tiny_decoder_file}", "--out", "out") == 0
+    assert "fast-self: frames of a tiny decoder, not the VAE's" in capsys.readouterr().out
+    clips = [read_video(f"out/clips/{name}.mp4")[0] for name in ("full-self", "fast-self")]
+    assert clips[0].shape == clips[1].shape
+    assert not clips[0].equal(clips[1])
+
+
 BAD = [
     (["  "], "the prompt must say something"),
     ([PROMPT, "--seconds", "0"], "--seconds must be positive and finite, got 0"),
@@ -218,6 +229,8 @@ BAD = [
     ([PROMPT, "--methods", ""], "nothing to compare"),
     ([PROMPT, "--models", "no-such-model"], "no file, folder or bundled model 'no-such-model'"),
     ([PROMPT, "--weights", "tinny=a.pt"], "unknown model 'tinny'; did you mean 'tiny'?"),
+    ([PROMPT, "--decoder", "tinny=a.pth"], "unknown model 'tinny'; did you mean 'tiny'?"),
+    ([PROMPT, "--decoder", "tiny=nowhere.pth"], "no file, folder or bundled model 'nowhere.pth'"),
     ([PROMPT, "--pipeline", "wan=nowhere"], "no file, folder or bundled model 'nowhere'"),
     ([PROMPT, "--folder", "theirs=nowhere"], "No such file or directory: nowhere"),
     ([PROMPT, "--folder", "theirs=empty"], "holds no videos"),

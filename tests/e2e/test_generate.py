@@ -60,6 +60,21 @@ def test_json_is_one_object_and_nothing_else(tiny: tuple[str, ...], capsys: pyte
     assert report["speed"]["stage_seconds"].keys() == {"text", "dit", "commit", "decode"}
 
 
+def test_a_tiny_decoder_makes_other_frames_and_is_named_wherever_the_video_is_told_of(
+    tiny: tuple[str, ...], tiny_decoder_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ("generate", PROMPT, *tiny, "--seconds", "0.5", "--seed", "7", "--out")
+    decoder = ("--decoder", str(tiny_decoder_file))
+    assert rforce(*how, "a.mp4") == 0
+    assert "tiny decoder" not in capsys.readouterr().out
+    assert rforce(*how, "b.mp4", *decoder) == 0
+    assert "frames of a tiny decoder, not the VAE's" in capsys.readouterr().out
+    assert not read_video("a.mp4")[0].equal(read_video("b.mp4")[0])
+    assert read_metadata("b.mp4")["comment"].endswith("seed 7, tiny decoder taetiny.pth")
+    assert rforce(*how, "c.mp4", *decoder, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["decoder"] == str(tiny_decoder_file)
+
+
 def test_a_seed_is_drawn_and_told_and_repeats_the_video(
     tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

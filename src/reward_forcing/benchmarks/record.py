@@ -22,7 +22,8 @@ FORMAT = 1
 class Conditions(Settings):
     """What a speed counts and under which settings.
 
-    scope: the transformer's passes and commits alone, or everything from prompt to encoded file. passes: denoising
+    scope: the transformer's passes and commits alone, the decoder alone, or everything from prompt to encoded file.
+    passes: denoising
     passes of a chunk and its clean pass, as `4+1`. size: rows and columns, of latents for 'DiT only', else of pixels.
     average: over chunks with the window full, or over a whole clip from its prompt on. text: tokens of the prompt, and
     of the text with its padding. compiled: whether our blocks are.
@@ -30,7 +31,7 @@ class Conditions(Settings):
 
     model: str
     method: str
-    scope: Literal["DiT only", "end to end"]
+    scope: Literal["DiT only", "decoder only", "end to end"]
     window_frames: int | None
     passes: str
     precision: str
@@ -106,6 +107,25 @@ class SideBySide(Settings):
     notes: str = ""
 
 
+class DecoderBeside(Settings):
+    """A tiny decoder beside the VAE on the same latents, chunk by chunk, alternating in one process.
+
+    psnr: of its frames against the VAE's, in dB for frames in [0, 1], 100 at most; chunk_psnr: of each chunk's.
+    conditions: the tiny decoder's, and how the latents were made. ours: the tiny decoder's seconds, theirs: the VAE's,
+    which `reference` names. ratio_cpu, ratio_wall: median over the chunks of theirs / ours.
+    """
+
+    kind: Literal["decoder beside the VAE"] = "decoder beside the VAE"
+    conditions: Conditions
+    reference: str
+    psnr: float
+    chunk_psnr: tuple[float, ...]
+    ours: Series
+    theirs: Series
+    ratio_cpu: float
+    ratio_wall: float
+
+
 class NaiveClip(Settings):
     """A whole clip the naive way, end to end: all passes, then all frames decoded, then all encoded.
 
@@ -174,7 +194,7 @@ class Table(Settings):
     notes: str = ""
 
 
-AnyResult = SideBySide | Streamed | NaiveClip | Sweep | Table
+AnyResult = SideBySide | DecoderBeside | Streamed | NaiveClip | Sweep | Table
 """One sub-result of a command."""
 
 Result = Annotated[AnyResult, Field(discriminator="kind")]

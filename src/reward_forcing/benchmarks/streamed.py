@@ -18,7 +18,7 @@ from reward_forcing.benchmarks.pairs import series
 from reward_forcing.benchmarks.record import Conditions, NaiveClip, Speed, Streamed
 from reward_forcing.benchmarks.subjects import PROMPT, Subject
 from reward_forcing.benchmarks.work import held_bytes
-from reward_forcing.streaming.pipeline import StreamingVideoPipeline
+from reward_forcing.models.vae import FrameDecoder
 from reward_forcing.streaming.stream import STAGES
 from reward_forcing.streaming.video_io import open_writer
 
@@ -75,7 +75,7 @@ def stream_video(subject: Subject, chunks: int, tell: Tell | None = None) -> Str
             _say(tell, number, taken)
         writer.close()
     held = held_bytes(stream.rollout.state) + held_bytes(stream.vae_state)
-    return _result(subject, stages, taken, first, _end_to_end(subject, pipeline), counts, held)
+    return _result(subject, stages, taken, first, end_to_end(subject, pipeline.decoder or pipeline.vae), counts, held)
 
 
 def naive_clip(subject: Subject, chunks: int) -> NaiveClip:
@@ -96,7 +96,7 @@ def naive_clip(subject: Subject, chunks: int) -> NaiveClip:
         with open_writer(path, geometry.fps, size) as writer:
             _, encoded = measure(lambda: writer.write(frames[0].cpu()))
     spent = {"text": text, "dit and commit": passes, "decode": decoded, "encode": encoded}
-    conditions = _end_to_end(subject, pipeline).model_copy(update={"average": "clip"})
+    conditions = end_to_end(subject, pipeline.vae).model_copy(update={"average": "clip"})
     return NaiveClip(
         chunks=total,
         stages={stage: one.wall for stage, one in spent.items()},
@@ -106,11 +106,10 @@ def naive_clip(subject: Subject, chunks: int) -> NaiveClip:
     )
 
 
-def _end_to_end(subject: Subject, pipeline: StreamingVideoPipeline) -> Conditions:
-    """What a speed of the whole pipeline counts."""
-    decoder = f"Wan VAE {pipeline.vae.vae.dtype}".replace("torch.", "")
-    size = (pipeline.geometry.height, pipeline.geometry.width)
-    return subject.conditions().model_copy(update={"scope": "end to end", "size": size, "decoder": decoder})
+def end_to_end(subject: Subject, decoder: FrameDecoder) -> Conditions:
+    """What a speed of the whole pipeline counts, with this decoder."""
+    size = (subject.geometry.height, subject.geometry.width)
+    return subject.conditions().model_copy(update={"scope": "end to end", "size": size, "decoder": decoder.name})
 
 
 def _say(tell: Tell | None, number: int, taken: list[Spent]) -> None:

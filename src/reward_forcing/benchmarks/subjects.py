@@ -178,18 +178,22 @@ class Subject:
         )
 
 
-def check_subject(model: str, precision: str, method: str | None, changes: Sequence[str] = ()) -> None:
+def check_subject(
+    model: str, precision: str, method: str | None, changes: Sequence[str] = (), decoder: str | None = None
+) -> None:
     """Raise ValueError or FileNotFoundError for what `open_subject` would refuse, before any weights are drawn."""
     if precision not in PRECISIONS:
         raise ValueError(unknown("precision", precision, PRECISIONS))
     if method is not None:
         method_named(method)
+    if model in CONFIGS and decoder is not None:
+        raise ValueError(f"'{model}' is a transformer only; a decoder needs a model folder, such as mini")
     if model in CONFIGS:
         streaming_settings(None, method, changes)
     elif len(model) == 1:
         raise ValueError(unknown("configuration", model, CONFIGS))
     else:
-        open_model_folder(model, method, None, changes)
+        open_model_folder(model, method, None, changes, decoder)
 
 
 def open_subject(
@@ -200,17 +204,19 @@ def open_subject(
     seed: int = 0,
     batch: int = 1,
     device: torch.device | str = "cpu",
+    decoder: str | None = None,
     text_tokens: int = TEXT_TOKENS,
     compiled: bool = False,
 ) -> Subject:
     """A configuration of `CONFIGS` with random weights, or a model folder's transformer, ready to be measured.
 
     changes: of the method, as `window_frames=6`. The output projection, which untrained networks have at zero, is drawn
-    like the others: an error would not show otherwise. text_tokens: of a random network's prompt, the rest of its
-    `TEXT_LENGTH` is padding. compiled: the fast path runs compiled blocks.
+    like the others: an error would not show otherwise. decoder: a tiny one for a model folder's frames. text_tokens:
+    of a random network's prompt, the rest of its `TEXT_LENGTH` is padding. compiled: the fast path runs compiled
+    blocks.
     Raises what `check_subject` raises.
     """
-    check_subject(model, precision, method, changes)
+    check_subject(model, precision, method, changes, decoder)
     seeds, pipeline = tuple(range(seed, seed + batch)), None
     if model in CONFIGS:
         config = CONFIGS[model]
@@ -220,7 +226,7 @@ def open_subject(
         text = torch.randn(1, TEXT_LENGTH, network.config["text_dim"], generator=generator)
         text[:, text_tokens:] = 0
     else:
-        pipeline = StreamingVideoPipeline.load(open_model_folder(model, method, None, changes), device)
+        pipeline = StreamingVideoPipeline.load(open_model_folder(model, method, None, changes, decoder), device)
         network, numbers, geometry = pipeline.transformer, pipeline.settings, pipeline.geometry
         latent_size = (geometry.latent_height, geometry.latent_width)
         text = pipeline.text_encoder([PROMPT])

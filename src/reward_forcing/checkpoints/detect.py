@@ -23,16 +23,18 @@ from reward_forcing.checkpoints.fp8 import is_scaled, unscaled
 from reward_forcing.checkpoints.wan import refuse_other_kinds, wan_to_diffusers
 from reward_forcing.config import unknown
 
-Format = Literal["diffusers", "wan", "forcing", "comfy", "lora", "vae", "text encoder"]
+Format = Literal["diffusers", "wan", "forcing", "comfy", "lora", "vae", "tiny vae", "text encoder"]
 Parameters = dict[str, LazyTensor]
 
 # a parameter that only this part of a model has -> the part, and whose file it is
 _PARTS: dict[str, tuple[Format, str]] = {
     "decoder.conv_in.weight": ("vae", "a diffusers VAE"),
     "decoder.conv1.weight": ("vae", "the original Wan VAE"),
+    "decoder.3.conv.0.weight": ("tiny vae", "a tiny VAE (TAEHV)"),
     "token_embedding.weight": ("text encoder", "the original Wan text encoder"),
     "encoder.final_layer_norm.weight": ("text encoder", "a T5 text encoder as transformers saves it"),
 }
+_PART_KINDS = {kind for kind, _ in _PARTS.values()}
 # a parameter that only this other model has -> what it is
 _OTHERS = {
     "input_blocks.0.0.weight": "a Stable Diffusion UNet",
@@ -111,13 +113,22 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     ValueError for anything else.
     """
     checkpoint = _recognise(Path(path))
-    if checkpoint.format in ("vae", "text encoder"):
+    if checkpoint.format in _PART_KINDS:
         raise ValueError(f"'{path}': {_expected(f'this is {checkpoint.layout}')}")
     return checkpoint
 
 
+def found_in(roles: Mapping[str, Parameters]) -> str:
+    """What the networks of a file are, in words, where they are not what was expected."""
+    names = list(dict.fromkeys(name for state in roles.values() for name in state))
+    kinds = {name: what for name, (_, what) in _PARTS.items()} | {"patch_embedding.weight": "a Wan transformer"}
+    if what := next((what for name, what in (kinds | _OTHERS).items() if name in names), None):
+        return f"this is {what}"
+    return f"found {', '.join(names[:3])}"
+
+
 def inspect(path: str | Path, *, heads: int | None = None, hashes: bool = True) -> CheckpointInfo:
-    """What the checkpoint at `path` is, or a VAE or text encoder by itself.
+    """What the checkpoint at `path` is, or a VAE, tiny VAE or text encoder by itself.
 
     Reads headers only, and every byte once for the hashes if they are wanted. sha256 goes by file name.
     Raises like `open_checkpoint`.
@@ -130,7 +141,7 @@ def inspect(path: str | Path, *, heads: int | None = None, hashes: bool = True) 
             rank = max(delta.a.shape[0] for state in checkpoint.roles.values() for delta in lora_deltas(state).values())
         except ValueError as error:
             problem = str(error)
-    elif checkpoint.format not in ("vae", "text encoder"):
+    elif checkpoint.format not in _PART_KINDS:
         try:
             default = checkpoint.role()
         except ValueError as error:
@@ -174,7 +185,7 @@ def _transformer(
 ) -> Checkpoint:
     transformers = {role: state for role, state in roles.items() if "patch_embedding.weight" in state}
     if not transformers:
-        raise ValueError(_expected(_found(roles)))
+        raise ValueError(_expected(found_in(roles)))
     for state in transformers.values():
         refuse_other_kinds(state)
     original = {role for role, state in transformers.items() if "head.head.weight" in state}
@@ -208,13 +219,6 @@ def _layout(content: Mapping[str, Any], roles: Mapping[str, Parameters], names: 
 
 def _expected(found: str) -> str:
     return f"expected a Wan transformer (a parameter patch_embedding.weight); {found}"
-
-
-def _found(roles: Mapping[str, Parameters]) -> str:
-    names = list(dict.fromkeys(name for state in roles.values() for name in state))
-    if what := next((what for name, what in _OTHERS.items() if name in names), None):
-        return f"this is {what}"
-    return f"found {', '.join(names[:3])}"
 
 
 def _part(path: Path) -> str:

@@ -66,7 +66,7 @@ def infer_config(
     Raises ValueError if an expected parameter is missing or no tensor of its kind, if a block is missing, if the heads
     cannot be known, or if `stored` or `heads` contradict the shapes.
     """
-    patch, out = _shape(parameters, "patch_embedding.weight", 5), _shape(parameters, "proj_out.weight", 2)
+    patch, out = shape_of(parameters, "patch_embedding.weight", 5), shape_of(parameters, "proj_out.weight", 2)
     width = patch[0]
     blocks = {int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in parameters) if match}
     if gaps := sorted(set(range(len(blocks))) - blocks):
@@ -75,9 +75,9 @@ def infer_config(
         "patch_size": tuple(patch[2:]),
         "in_channels": patch[1],
         "out_channels": out[0] // math.prod(patch[2:]),
-        "text_dim": _shape(parameters, "condition_embedder.text_embedder.linear_1.weight", 2)[1],
-        "freq_dim": _shape(parameters, "condition_embedder.time_embedder.linear_1.weight", 2)[1],
-        "ffn_dim": _shape(parameters, "blocks.0.ffn.net.0.proj.weight", 2)[0],
+        "text_dim": shape_of(parameters, "condition_embedder.text_embedder.linear_1.weight", 2)[1],
+        "freq_dim": shape_of(parameters, "condition_embedder.time_embedder.linear_1.weight", 2)[1],
+        "ffn_dim": shape_of(parameters, "blocks.0.ffn.net.0.proj.weight", 2)[0],
         "num_layers": len(blocks),
         "cross_attn_norm": "blocks.0.norm2.weight" in parameters,
     }
@@ -113,6 +113,18 @@ def check_fit(network: nn.Module, parameters: Mapping[str, LazyTensor], what: st
     told = [f"{len(names)} {kind} ({_first(names)})" for kind, names in problems.items() if names]
     if told:
         raise ValueError(f"the weights do not fit the {what}: {'; '.join(told)}")
+
+
+def shape_of(
+    parameters: Mapping[str, LazyTensor], name: str, dimensions: int, what: str = "Wan transformer"
+) -> tuple[int, ...]:
+    """The shape of a parameter; raises ValueError if it is missing, or can be of no `what`: empty, other dimensions."""
+    if name not in parameters:
+        raise ValueError(f"'{name}' is missing, so this is not a whole {what}; it has {_first(parameters)}")
+    shape = parameters[name].shape
+    if len(shape) != dimensions or 0 in shape:
+        raise ValueError(f"'{name}' has the shape {list(shape)}, which no {what} has")
+    return shape
 
 
 def original_config(network: WanDiT) -> dict[str, Any]:
@@ -152,15 +164,6 @@ def _heads(width: int, settings: Mapping[str, Any], heads: int | None) -> dict[s
             f"config.json says {heads} heads of {settings['attention_head_dim']}, but the weights are {width} wide"
         )
     return {"num_attention_heads": heads, "attention_head_dim": width // heads}
-
-
-def _shape(parameters: Mapping[str, LazyTensor], name: str, dimensions: int) -> tuple[int, ...]:
-    if name not in parameters:
-        raise ValueError(f"'{name}' is missing, so this is not a whole Wan transformer; it has {_first(parameters)}")
-    shape = parameters[name].shape
-    if len(shape) != dimensions or 0 in shape:
-        raise ValueError(f"'{name}' has the shape {list(shape)}, which no Wan transformer has")
-    return shape
 
 
 def _first(names: Any, count: int = 3) -> str:

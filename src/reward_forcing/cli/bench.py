@@ -4,7 +4,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from reward_forcing.logs import console
 
 if TYPE_CHECKING:
     from reward_forcing.benchmarks.pairs import Opponent
-    from reward_forcing.benchmarks.record import Recorder, SideBySide, Streamed
+    from reward_forcing.benchmarks.record import DecoderBeside, Recorder, SideBySide, Streamed
     from reward_forcing.benchmarks.subjects import Subject
 
 app = typer.Typer(help="Measure speed, with all that each number counts.", invoke_without_command=True)
@@ -25,6 +25,8 @@ Method = Annotated[str | None, typer.Option(help="How it streams; see rforce sch
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a number of the method. Repeatable.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of weights and noise.")]
 Batch = Annotated[int, typer.Option(min=1, help="Videos side by side.")]
+Chunks = Annotated[int, typer.Option(min=1, help="Chunks decoded.")]
+TINY_DECODER = "Tiny decoder (TAEHV) in place of the model's for its frames."
 Device = Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU where there is one]")]
 Text = Annotated[int, typer.Option(min=0, max=512, help="Tokens of a random network's prompt, of 512.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks; on a CPU it takes a C++ compiler.")]
@@ -42,6 +44,7 @@ def bench(
     against: Annotated[str, typer.Option(help="naive, diffusers, both with a comma, or none.")] = "naive",
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of chunks per opponent.")] = 5,
     chunks: Annotated[int, typer.Option(min=0, help="Chunks streamed once the window is full; 0: no stream.")] = 10,
+    decoder: Annotated[str | None, typer.Option(help=TINY_DECODER)] = None,
     where: Annotated[bool, typer.Option("--where", help="Also tell operator by operator where the time goes.")] = False,
     seed: Seed = 0,
     batch: Batch = 1,
@@ -64,7 +67,8 @@ def bench(
         print(bench_schema(), end="")
         return
     opponents = _opponents(against)
-    subject, recorder = _open(model, precision, method, changes, seed, batch, device, text_tokens, compiled, out)
+    how = {"decoder": decoder, "text_tokens": text_tokens, "compiled": compiled}
+    subject, recorder = _open(out, model, precision, method, changes, seed, batch, device, **how)
     for opponent in opponents:
         try:
             found = side_by_side(subject, opponent, pairs, tell)
@@ -118,7 +122,8 @@ def sweep(
     if over not in LABELS:
         raise ValueError(unknown("sweep", over, LABELS))
     wanted = DEFAULTS[over] if values is None else tuple(value.strip() for value in values.split(","))
-    subject, recorder = _open(model, precision, method, changes, seed, batch, device, text_tokens, compiled, out)
+    how = {"text_tokens": text_tokens, "compiled": compiled}
+    subject, recorder = _open(out, model, precision, method, changes, seed, batch, device, **how)
     check_values(subject, over, wanted)
 
     found = measure_sweep(subject, over, wanted, repeats, recorder.add)
@@ -126,6 +131,29 @@ def sweep(
         _print(f"{over} {point.value}: {point.speed}", as_json)
     picture = draw(found, plot or out.with_name(f"{out.stem}_{over}.png"))
     tell(f"drew {picture}")
+    _finish(recorder, as_json)
+
+
+@app.command("decoder")
+def measure_decoder(
+    decoder: Annotated[str, typer.Option(help=TINY_DECODER)],
+    model: Model = "mini",
+    method: Method = None,
+    changes: Changes = None,
+    chunks: Chunks = 10,
+    seed: Seed = 0,
+    batch: Batch = 1,
+    device: Device = None,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a tiny decoder beside the VAE on the model's own latents: its error in dB, and the seconds of both."""
+    from reward_forcing.benchmarks.decoders import beside_vae
+
+    subject, recorder = _open(out, model, "float32", method, changes, seed, batch, device, decoder=decoder)
+    found = beside_vae(subject, chunks, tell)
+    recorder.add(found)
+    _print(describe_decoder(found), as_json)
     _finish(recorder, as_json)
 
 
@@ -144,6 +172,16 @@ def describe_pairs(found: "SideBySide") -> str:
         f"median of {len(found.errors)} pairs; {error} ({found.conditions})\n"
         f"  {found.flops / 1e9:.4g} GFLOP a chunk by formula, {found.counted / 1e9:.4g} counted; "
         f"{100 * found.fraction:.0f} % of a matrix product's speed, {found.opponent} {100 * found.of_opponent:.0f} %"
+    )
+
+
+def describe_decoder(found: "DecoderBeside") -> str:
+    """A tiny decoder beside the VAE in words: how far its frames are from the VAE's, and both speeds."""
+    low, high = min(found.chunk_psnr), max(found.chunk_psnr)
+    return (
+        f"{found.conditions.decoder} beside {found.reference}: PSNR {found.psnr:.2f} dB against its frames "
+        f"({low:.2f} to {high:.2f} of single chunks)\n  {found.ratio_cpu:.3g} times its speed by CPU seconds, "
+        f"{found.ratio_wall:.3g} by wall, median of {len(found.chunk_psnr)} chunks ({found.conditions})"
     )
 
 
@@ -170,6 +208,7 @@ def _opponents(against: str) -> "list[Opponent]":
 
 
 def _open(
+    out: Path,
     model: str,
     precision: str,
     method: str | None,
@@ -177,11 +216,9 @@ def _open(
     seed: int,
     batch: int,
     device: str | None,
-    text_tokens: int,
-    compiled: bool,
-    out: Path,
+    **how: Any,
 ) -> "tuple[Subject, Recorder]":
-    """The subject and the record, everything checked before weights are made or read."""
+    """The subject and the record, everything checked before weights are made or read. how: see `open_subject`."""
     import torch
     import transformers
 
@@ -194,10 +231,10 @@ def _open(
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got '{device}'")
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch finds no GPU here; use --device cpu")
-    check_subject(model, precision, method, changes or ())
+    changes = changes or []
+    check_subject(model, precision, method, changes, how.get("decoder"))
     recorder = Recorder(out, f"rforce {shlex.join(sys.argv[1:])}", seed)
-    subject = open_subject(model, precision, method, changes or (), seed, batch, device, text_tokens, compiled)
-    return subject, recorder
+    return open_subject(model, precision, method, changes, seed, batch, device, **how), recorder
 
 
 def _print(text: str, as_json: bool) -> None:

@@ -33,6 +33,10 @@ def compare(
     weights: Annotated[
         list[str] | None, typer.Option(help="NAME=CHECKPOINT in place of model NAME's transformer. Repeatable.")
     ] = None,
+    decoders: Annotated[
+        list[str] | None,
+        typer.Option("--decoder", help="NAME=FILE, a tiny decoder in place of model NAME's. Repeatable."),
+    ] = None,
     pipelines: Annotated[
         list[str] | None, typer.Option("--pipeline", help="NAME=folder or hub id of a diffusers pipeline. Repeatable.")
     ] = None,
@@ -63,8 +67,9 @@ def compare(
     if not 0 < seconds < math.inf:
         raise ValueError(f"--seconds must be positive and finite, got {seconds:g}")
     prompts = Timeline.of(prompt, [parse_at(text) for text in at or []]).singles()
-    form, checkpoints = form_of(size, fps), [parse_named(one, "--weights") for one in weights or []]
-    streamed = _streamed(_split(models), _split(",".join(METHODS) if methods is None else methods), checkpoints)
+    form = form_of(size, fps)
+    replaced = _named(weights, "--weights"), _named(decoders, "--decoder")
+    streamed = _streamed(_split(models), _split(",".join(METHODS) if methods is None else methods), *replaced)
     whole = [(name, partial(open_pipeline, place)) for name, place in _named(pipelines, "--pipeline")]
     columns = _opened([*streamed, *whole], changes or [])
     left_out: dict[str, str] = {}
@@ -102,14 +107,20 @@ def _named(texts: Iterable[str] | None, option: str) -> list[tuple[str, str]]:
     return [parse_named(text, option) for text in texts or []]
 
 
-def _streamed(models: list[str], methods: list[str], checkpoints: list[tuple[str, str]]) -> list[tuple[str, Opener]]:
+def _streamed(
+    models: list[str], methods: list[str], checkpoints: list[tuple[str, str]], decoders: list[tuple[str, str]]
+) -> list[tuple[str, Opener]]:
     """Every model with every method: `METHOD`, or of several models `MODEL-METHOD`, and what opens it."""
     named = _named(models, "--models")
-    for name, _ in checkpoints:
+    for name, _ in (*checkpoints, *decoders):
         if name not in dict(named):
             raise ValueError(unknown("model", name, dict(named)))
+
+    def opener(name: str, place: str, method: str) -> Opener:
+        return partial(open_model, place, method, dict(checkpoints).get(name), decoder=dict(decoders).get(name))
+
     return [
-        (how if len(named) == 1 else f"{name}-{how}", partial(open_model, place, method, dict(checkpoints).get(name)))
+        (how if len(named) == 1 else f"{name}-{how}", opener(name, place, method))
         for name, place in named
         for how, method in _named(methods, "--methods")
     ]

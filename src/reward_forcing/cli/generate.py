@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SECONDS = 5.0
 EXIT_INTERRUPTED = 130
+DECODED_TINY = "frames of a tiny decoder, not the VAE's (`rforce bench decoder` measures the difference)"
 
 
 def generate(
@@ -46,6 +47,9 @@ def generate(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in multiples of 16. [default: the model's]")] = None,
     model: Annotated[str, typer.Option(help="Model folder, bundled model or hub id.")] = "mini",
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
+    decoder: Annotated[
+        str | None, typer.Option(help="Tiny decoder (TAEHV) in place of the model's: faster, other frames.")
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(help="reward, self, longlive, .. (`rforce schedule --list`). [default: the model's]"),
@@ -78,7 +82,7 @@ def generate(
         method_named(method)
     out = check_output(out or free_path(Path(f"{_file_name(prompt)}-{seed}.mp4")), overwrite)
     changes = [*([] if switch is None else [f"switch.kind={switch}"]), *(changes or ())]
-    folder = open_model_folder(model, method, weights, changes)
+    folder = open_model_folder(model, method, weights, changes, decoder)
     if pixels is not None:
         folder = folder.resized(*pixels)
     taken = {"image": image, "video": video, "seconds": video_seconds, "shown": not only_new}
@@ -140,6 +144,8 @@ def _make(
         begin = {} if given is None else {**given.as_argument, "shows_given": given.shown}
         stream = pipeline.stream(prompt[1], at=later, seed=seed, height=geometry.height, width=geometry.width, **begin)
         comment = f"rforce, model {folder.path.name}, method {folder.settings.method}, seed {seed}"
+        if folder.decoder is not None:
+            comment += f", tiny decoder {folder.decoder.name}"
         if source is not None:
             comment += f", {_words(source)}, sha256 {source['sha256']}"
         size = (geometry.height, geometry.width)
@@ -176,6 +182,7 @@ def _report(folder: "ModelFolder", timeline: "Timeline", recording: "Recording")
     geometry = folder.geometry
     return {
         "method": folder.settings.method,
+        "decoder": None if folder.decoder is None else str(folder.decoder),
         "prompts": [{"at": time, "prompt": prompt} for time, prompt in timeline.singles()],
         "frames": recording.frames,
         "seconds": recording.frames / geometry.fps,
@@ -191,11 +198,12 @@ def _summary(report: dict[str, Any]) -> str:
     speed, scale = report["speed"], report["scale"]
     enlarged = f", enlarged {scale} times for viewing (--scale)" if scale > 1 else ""
     given = f"  {_words(report['given'])}\n" if report["given"] else ""
+    tiny = f", {DECODED_TINY}" if report["decoder"] else ""
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in speed["stage_seconds"].items())
     return f"""{report["path"]}
   {report["frames"]} frames, {report["seconds"]:.2f} s at {report["video_fps"]} fps, \
 {report["width"]}x{report["height"]}{enlarged}
-{given}  model {report["model"]}, method {report["method"]}, seed {report["seed"]}
+{given}  model {report["model"]}, method {report["method"]}, seed {report["seed"]}{tiny}
   made at {speed["fps"]:.1f} fps, first frames after {speed["first_chunk_seconds"]:.2f} s
   counting {speed["fps_includes"]}
   stages: {stages}; video encoding runs beside them"""

@@ -38,7 +38,11 @@ def form_of(size: str | None, fps: float | None) -> "Form | None":
 
 
 def open_model(
-    model: str, method: str | None = None, weights: str | None = None, changes: Sequence[str] = ()
+    model: str,
+    method: str | None = None,
+    weights: str | None = None,
+    changes: Sequence[str] = (),
+    decoder: str | None = None,
 ) -> "StreamedSource":
     """A model that streams, looked through but not loaded; see `open_model_folder`."""
     import transformers
@@ -47,7 +51,7 @@ def open_model(
     from reward_forcing.streaming.model_folder import open_model_folder
 
     transformers.utils.logging.disable_progress_bar()
-    return StreamedSource(open_model_folder(model, method, weights, changes))
+    return StreamedSource(open_model_folder(model, method, weights, changes, decoder))
 
 
 def open_pipeline(pipeline: str, changes: Sequence[str] = ()) -> "PipelineSource":

@@ -107,8 +107,8 @@ class StreamedSource:
 
     @property
     def place(self) -> tuple[str, ...]:
-        """The model folder and where the transformer's weights are."""
-        return str(self.folder.path), str(self.folder.transformer)
+        """Where the model folder, the transformer's weights and, if there is one, the tiny decoder's are."""
+        return tuple(str(path) for path in (self.folder.path, self.folder.transformer, self.folder.decoder) if path)
 
     @property
     def rhythm(self) -> Rhythm:
@@ -126,9 +126,12 @@ class StreamedSource:
 
     def made_with(self) -> MadeWith:
         """Hashes of the networks, and the method's numbers."""
+        parts = {part: self.folder.path / part for part in HASHED_PARTS}
+        if self.folder.decoder is not None:
+            parts["tiny_decoder"] = self.folder.decoder
         return MadeWith(
             weights=hash_once(find_weights(self.folder.transformer)),
-            parts={part: hash_once(find_weights(self.folder.path / part)) for part in HASHED_PARTS},
+            parts={part: hash_once(find_weights(path)) for part, path in parts.items()},
             settings=self.folder.settings.recorded(),
         )
 
@@ -146,5 +149,5 @@ class StreamedSource:
     ) -> Iterator[VideoChunk]:
         """The stream's chunks, with this source's own settings; no embedding of an earlier stream is remembered."""
         parts = loaded.transformer, loaded.vae, loaded.text_encoder
-        pipeline = StreamingVideoPipeline(*parts, self.folder.settings)
+        pipeline = StreamingVideoPipeline(*parts, self.folder.settings, loaded.decoder)
         return pipeline.stream(list(prompts), at=at, seeds=list(seeds)).until(seconds)

@@ -8,7 +8,7 @@ B batch, T pixel frames, H W pixel size, F latent frames, C latent channels, h w
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -16,7 +16,31 @@ from torch import Tensor, nn
 
 from reward_forcing.models.vae_walk import Activation, Tape, VAEState, decode_walk, encode_walk
 
-__all__ = ["StreamingVAE", "VAEState", "channels_last", "decode_parallel", "encode_parallel", "fastest_dtype"]
+__all__ = [
+    "FrameDecoder",
+    "StreamingVAE",
+    "VAEState",
+    "channels_last",
+    "check_latents",
+    "decode_parallel",
+    "encode_parallel",
+    "fastest_dtype",
+]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class FrameDecoder(Protocol):
+    """What makes a stream's frames of its latents: `StreamingVAE` itself, or `tiny_vae.TinyDecoder` in its place."""
+
+    @property
+    def name(self) -> str:
+        """The network and its number format, in words."""
+        ...
+
+    def decode(self, latents: Tensor, state: VAEState | None = None) -> tuple[Tensor, VAEState]:
+        """Frames in [0, 1] of the next latents, and the state after them; see `StreamingVAE.decode`."""
+        ...
 
 
 def encode_parallel(vae: AutoencoderKLWan, frames: Tensor, activate: Activation | None = None) -> tuple[Tensor, Tensor]:
@@ -37,7 +61,7 @@ def decode_parallel(vae: AutoencoderKLWan, latents: Tensor, activate: Activation
     `vae_walk.Tape`.
     Raises ValueError if the latents have another number of channels than the VAE.
     """
-    _check_latents(vae, latents, None)
+    check_latents(latents, vae.config["z_dim"], "decoder", None)
     return decode_walk(vae, latents, Tape("decoder", None, keeps=False, activate=activate))
 
 
@@ -71,6 +95,11 @@ class StreamingVAE:
         nn.Module.to(vae.eval().requires_grad_(False), device)
         return cls(channels_last(vae) if torch.device(device).type == "cpu" else vae)
 
+    @property
+    def name(self) -> str:
+        """The network and its number format, in words."""
+        return f"Wan VAE {str(self.vae.dtype).removeprefix('torch.')}"
+
     @torch.no_grad()
     def encode(self, frames: Tensor, state: VAEState | None = None) -> tuple[Tensor, VAEState]:
         """Latents [B, F, C, h, w] (the posterior's mean) of the next frames, and the state after them.
@@ -97,7 +126,7 @@ class StreamingVAE:
         latents: [B, F, C, h, w]; T = 1 + r (F - 1) where the stream begins (`state` None), then T = r F.
         Raises ValueError for no frames, another number of channels, or the state of another stream shape.
         """
-        _check_latents(self.vae, latents, state)
+        check_latents(latents, self.vae.config["z_dim"], "decoder", state)
         frames: list[Tensor] = []
         walk = self._decode_walk()
         for part in self.denormalise(latents.to(self.vae.device)).split(self.pass_frames, dim=1):
@@ -130,7 +159,7 @@ class StreamingVAE:
         return mean, std
 
 
-def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+def channels_last(vae: M) -> M:
     """The same `vae`, the weights of its convolutions laid out channels last: on a CPU about twice as fast in bfloat16.
 
     Activations follow the layout of the weights. Names, shapes and values of the parameters stay as they are.
@@ -181,11 +210,14 @@ def _check_frames(vae: AutoencoderKLWan, frames: Tensor, state: VAEState | None)
     _check_state(state, "encoder", (batch, height // patch, width // patch))
 
 
-def _check_latents(vae: AutoencoderKLWan, latents: Tensor, state: VAEState | None) -> None:
-    channels = vae.config["z_dim"]
+def check_latents(latents: Tensor, channels: int, kind: str, state: VAEState | None) -> None:
+    """Raise ValueError unless these are latents [B, F >= 1, channels, h, w], and the state one of theirs.
+
+    kind: of the decoder, as its states say it.
+    """
     if latents.ndim != 5 or latents.shape[1] < 1 or latents.shape[2] != channels:
         raise ValueError(f"expected latents [B, F >= 1, {channels}, h, w], got {list(latents.shape)}")
-    _check_state(state, "decoder", (latents.shape[0], latents.shape[3], latents.shape[4]))
+    _check_state(state, kind, (latents.shape[0], latents.shape[3], latents.shape[4]))
 
 
 def _check_state(state: VAEState | None, kind: str, expected: tuple[int, int, int]) -> None:

@@ -35,7 +35,7 @@ class VAEState:
     """What one stream remembers: the last input frames of every layer that looks back in time, in running order.
 
     A value: no walk writes into it, so a stream branches by keeping a reference.
-    kind: "encoder" or "decoder". features: tensors [B, c, 1 or 2, height, width].
+    kind: whose state it is, "encoder", "decoder" or "tiny decoder". features: tensors [B, c, 1 or 2, height, width].
     """
 
     kind: str

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reward_forcing.geometry import Geometry
-from reward_forcing.models.vae import StreamingVAE, VAEState
+from reward_forcing.models.vae import FrameDecoder, StreamingVAE, VAEState
 from reward_forcing.rollout import KVCache, Rollout
 from reward_forcing.streaming.methods import ClipSettings
 
@@ -22,11 +22,14 @@ class Clips:
     rollout so far that repeat others.
     """
 
-    def __init__(self, settings: ClipSettings | None, vae: StreamingVAE, geometry: Geometry) -> None:
+    def __init__(
+        self, settings: ClipSettings | None, vae: StreamingVAE, decoder: FrameDecoder, geometry: Geometry
+    ) -> None:
         self.repeated_frames = 0
         self.repeated_chunks = 0
         self._settings = settings
         self._vae = vae
+        self._decoder = decoder
         self._geometry = geometry
         self._tail: Tensor | None = None
         self._start = 0
@@ -46,7 +49,7 @@ class Clips:
     def begin(self, rollout: Rollout) -> VAEState:
         """Begin the next clip in `rollout`, and return the state of a decoder that has seen what it repeats."""
         latents, _ = self._vae.encode(self._repeated())
-        _, state = self._vae.decode(latents)
+        _, state = self._decoder.decode(latents)
         before = rollout.state
         rollout.cache = KVCache.empty(before.cache.settings)
         rollout.prime(latents)

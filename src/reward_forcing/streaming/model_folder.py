@@ -21,9 +21,10 @@ from torch import nn
 from reward_forcing.checkpoints.detect import Checkpoint, open_checkpoint
 from reward_forcing.checkpoints.diffusers import check_fit, read_config
 from reward_forcing.checkpoints.files import LazyTensor, read_weights
-from reward_forcing.checkpoints.hub import bundled, resolve
+from reward_forcing.checkpoints.hub import TRANSFORMER_FILES, bundled, resolve
 from reward_forcing.checkpoints.load import open_network
 from reward_forcing.checkpoints.repository import COMPONENTS, INDEX, VAE_FILE
+from reward_forcing.checkpoints.tiny_vae import open_tiny_vae
 from reward_forcing.config import describe
 from reward_forcing.geometry import Geometry
 from reward_forcing.models.vae import StreamingVAE
@@ -39,7 +40,8 @@ class ModelFolder:
     """A model folder that has been looked through: its place, how it streams, and its sizes in pixels and latents.
 
     transformer: where the network's weights are, the folder itself unless others were named. heads: of its attention.
-    trained_for: the method that the weights were trained for, None where that is not known.
+    trained_for: the method that the weights were trained for, None where that is not known. decoder: where the weights
+    of a tiny decoder are that makes the frames, None for the VAE's own.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class ModelFolder:
     geometry: Geometry
     latent_channels: int
     trained_for: str | None = None
+    decoder: Path | None = None
 
     def resized(self, height: int, width: int) -> "ModelFolder":
         """This model at another frame size; raises ValueError, with the nearest, for one that does not divide."""
@@ -74,13 +77,14 @@ def open_model_folder(
     method: str | None = None,
     weights: str | Path | None = None,
     changes: Sequence[str] | Mapping[str, Any] = (),
+    decoder: str | Path | None = None,
 ) -> ModelFolder:
     """The model called `name` (see `find_model`), checked as far as headers and configurations tell.
 
     method: one of `METHODS`; None takes the model's own. weights: a checkpoint of any known format whose transformer
     replaces the folder's; where it does not tell its number of heads, they are the folder's, and what the folder says
     its own were trained for does not hold for it. changes: settings over the method's and the model's, see
-    `streaming_settings`.
+    `streaming_settings`. decoder: a tiny VAE, whose decoder makes the frames in place of the folder's own.
     Raises FileNotFoundError if a part is missing, ValueError for a folder of another kind, parts
     that do not fit together, damaged weights and settings that make no sense.
     """
@@ -100,11 +104,13 @@ def open_model_folder(
     own = index.get("streaming", {})
     if weights is not None:
         own = {name: value for name, value in own.items() if name != "trained_to_continue"}
+    tiny = None if decoder is None else _check_decoder(resolve(decoder, TRANSFORMER_FILES), vae)
     settings = _settings(path / INDEX, own, method, changes)
     geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, network.patch)
     heads = network.config["num_attention_heads"]
     trained_for = own.get("method") if weights is None else None
-    return ModelFolder(path, transformer, heads, settings, geometry, network.config["in_channels"], trained_for)
+    channels = network.config["in_channels"]
+    return ModelFolder(path, transformer, heads, settings, geometry, channels, trained_for, tiny)
 
 
 def write_model_folder(
@@ -217,6 +223,19 @@ def _check_vae(folder: Path) -> StreamingVAE:
     except ValueError as error:
         raise ValueError(f"'{folder}': {error}") from error
     return StreamingVAE(vae)
+
+
+def _check_decoder(path: Path, vae: StreamingVAE) -> Path:
+    """`path`, if it holds a tiny decoder for the latents of `vae`; raises ValueError otherwise."""
+    sizes = open_tiny_vae(path).sizes
+    for what, has, needs in (
+        ("latent channels", sizes.latent_channels, vae.vae.config["z_dim"]),
+        ("frames of a latent frame", sizes.temporal_factor, vae.temporal_factor),
+        ("rows of pixels of a row of latents", sizes.spatial_factor, vae.spatial_factor),
+    ):
+        if has != needs:
+            raise ValueError(f"'{path}' decodes {has} {what}, this model has {needs}; name a decoder for its VAE")
+    return path
 
 
 def _check_text_encoder(path: Path) -> int:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from reward_forcing.checkpoints.load import load_transformer
+from reward_forcing.checkpoints.tiny_vae import load_tiny_decoder
 from reward_forcing.models.attention import TextContext
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
-from reward_forcing.models.vae import StreamingVAE
+from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
 from reward_forcing.streaming.clips import Clips
@@ -59,15 +60,22 @@ class StreamOptions(TypedDict, total=False):
 class StreamingVideoPipeline:
     """A model ready to stream videos of prompts.
 
-    Made by `from_pretrained`. settings: the method's numbers and the frame size. The parts may be replaced by others of
-    the same kind; several streams may run side by side, for each holds its own cache and decoder state.
+    Made by `from_pretrained`. settings: the method's numbers and the frame size. decoder: what makes the frames in
+    place of the VAE, which encodes in any case; None for the VAE itself. The parts may be replaced by others of the
+    same kind; several streams may run side by side, for each holds its own cache and decoder state.
     """
 
     def __init__(
-        self, transformer: WanDiT, vae: StreamingVAE, text_encoder: TextEncoder, settings: StreamingSettings
+        self,
+        transformer: WanDiT,
+        vae: StreamingVAE,
+        text_encoder: TextEncoder,
+        settings: StreamingSettings,
+        decoder: FrameDecoder | None = None,
     ) -> None:
         self.transformer = transformer
         self.vae = vae
+        self.decoder = decoder
         self.text_encoder = text_encoder
         self.settings = settings
         self.geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, transformer.patch)
@@ -81,6 +89,7 @@ class StreamingVideoPipeline:
         method: str | None = None,
         weights: str | Path | None = None,
         settings: Sequence[str] | Mapping[str, Any] = (),
+        decoder: str | Path | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
@@ -88,7 +97,7 @@ class StreamingVideoPipeline:
 
         settings: in place of the method's and the model's, such as `{"sink": EmaSink(alpha=0.9)}`.
         """
-        return cls.load(open_model_folder(model, method, weights, settings), device, dtype)
+        return cls.load(open_model_folder(model, method, weights, settings, decoder), device, dtype)
 
     @classmethod
     def load(
@@ -96,8 +105,8 @@ class StreamingVideoPipeline:
     ) -> Self:
         """The pipeline of a folder that has been looked through; this is what reads the weights.
 
-        device: None takes a GPU where there is one. dtype: of the transformer and the VAE; None takes bfloat16 on a GPU
-        and float32 on a CPU, where the VAE takes the fastest.
+        device: None takes a GPU where there is one. dtype: of the transformer, the VAE and a decoder in its place; None
+        takes bfloat16 on a GPU and float32 on a CPU, where the VAE and the decoder take the fastest.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if folder.trained_for not in (None, folder.settings.method):
@@ -109,7 +118,8 @@ class StreamingVideoPipeline:
         transformer = load_transformer(folder.transformer, heads=folder.heads, dtype=network_dtype, device=device)
         vae = StreamingVAE.from_pretrained(folder.path / "vae", dtype, device)
         text_encoder = TextEncoder.from_pretrained(folder.path, device=device).load()
-        return cls(transformer.requires_grad_(False), vae, text_encoder, folder.settings)
+        decoder = None if folder.decoder is None else load_tiny_decoder(folder.decoder, dtype, device)
+        return cls(transformer.requires_grad_(False), vae, text_encoder, folder.settings, decoder)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
         """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded."""
@@ -143,8 +153,8 @@ class StreamingVideoPipeline:
 
         image, video or latents: what the video begins with, for all samples or one for each; see `open_given` for how
         files are read, cropped, resampled and cut. video_seconds: take the last so many of the video. latents:
-        [1 or B, F, C, h, w], such as a rollout made. The video shows what is given, as the VAE renders it, and times
-        count from its beginning; with shows_given False both begin with the first new frame.
+        [1 or B, F, C, h, w], such as a rollout made. The video shows what is given, as the decoder renders it, and
+        times count from its beginning; with shows_given False both begin with the first new frame.
         Raises ValueError for empty prompts, bad times, counts that do not fit, sizes that do not divide, and as
         `open_given` does.
         """
@@ -173,9 +183,11 @@ class StreamingVideoPipeline:
         def encode(prompts: Prompts) -> TextContext:
             return self.encode(prompts).expand(len(noise.seeds))
 
-        clips = Clips(self.settings.clips, self.vae, geometry)
+        decoder = self.decoder or self.vae
+        clips = Clips(self.settings.clips, self.vae, decoder, geometry)
         batch, tell = len(noise.seeds), self.warn_of_unknown_words
-        return VideoStream(make_rollout, encode, self.vae, geometry, timeline, batch, clips, tell, given)
+        makers = make_rollout, encode, self.vae, decoder
+        return VideoStream(*makers, geometry, timeline, batch, clips, tell, given)
 
     def generate(self, prompt: str | Sequence[str], seconds: float, **options: Unpack[StreamOptions]) -> Tensor:
         """Frames [B, T, 3, H, W] in [0, 1], float32 on the CPU, that last `seconds`; arguments as in `stream`.

@@ -14,7 +14,7 @@ from torch import Tensor
 from reward_forcing.geometry import Geometry
 from reward_forcing.logs import Clock
 from reward_forcing.models.attention import TextContext
-from reward_forcing.models.vae import StreamingVAE, VAEState
+from reward_forcing.models.vae import FrameDecoder, StreamingVAE, VAEState
 from reward_forcing.rollout import Rollout
 from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.given import Given
@@ -23,7 +23,7 @@ from reward_forcing.streaming.prompts import Prompts, Timeline, check_prompts
 STAGES = ("text", "dit", "commit", "decode")
 """What a chunk's time goes to: a new prompt's text encoder and cross-attention keys; the denoising passes; the clean
 pass of the chunk before, whose keys and values enter the cache, and what a new prompt computes anew, or the beginning
-of a new clip, or the encoding of given frames; the VAE."""
+of a new clip, or the encoding of given frames; the decoder."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class VideoStream(Iterator[VideoChunk]):
     window is full. Nothing is computed before the first chunk is asked for. rollout, vae_state: what the stream is made
     of, to be read between two chunks.
 
-    make_rollout: text context -> rollout. encode: prompts -> their text context. clips: what the video is made of.
+    make_rollout: text context -> rollout. encode: prompts -> their text context. vae: encodes what is given. decoder:
+    makes the frames. clips: what the video is made of.
     on_prompt: is told of prompts set. given: what the video begins with. Its chunks come first: encoded, pushed through
     the cache under the prompt of their time and decoded again, so that the first new frames follow without a seam;
     where they are not shown, the first chunk is the first new one, and frames and times count from it.
@@ -68,6 +69,7 @@ class VideoStream(Iterator[VideoChunk]):
         make_rollout: Callable[[TextContext], Rollout],
         encode: Callable[[Prompts], TextContext],
         vae: StreamingVAE,
+        decoder: FrameDecoder,
         geometry: Geometry,
         timeline: Timeline,
         batch: int,
@@ -82,6 +84,7 @@ class VideoStream(Iterator[VideoChunk]):
         self._encode = encode
         self._on_prompt = on_prompt
         self._vae = vae
+        self._decoder = decoder
         self._clock = Clock()
         self._last_start = 0.0
         self._prompts = self._encoded = timeline.changes[0][1]
@@ -150,7 +153,7 @@ class VideoStream(Iterator[VideoChunk]):
             with self._measure("dit"):
                 latents = next(self.rollout).latents if given is None else given
             with self._measure("decode"):
-                frames, self.vae_state = self._vae.decode(latents, self.vae_state)
+                frames, self.vae_state = self._decoder.decode(latents, self.vae_state)
             self._clips.keep(frames)
         return start, frames, given is not None
 

@@ -95,6 +95,11 @@ def _notes(comparison: Comparison) -> list[str]:
         "speed counts text encoding, denoising, decoding and video encoding, as `rforce generate` does, not loading",
         "drift is Reward Forcing's Eq. 12 over segments of 2 s; one clip each, so there are no intervals",
     ]
+    notes += [
+        f"{one.name}: frames of a tiny decoder, not the VAE's"
+        for one in comparison.columns
+        if "tiny_decoder" in one.made_with.get("parts", {})
+    ]
     if comparison.wanted.at:
         notes.append("drift and slope hold the changes of the prompt, too")
     if comparison.unjudged:
