@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from reward_forcing.training.distributed import World
+from reward_forcing.processes import World
 
 
 def in_processes(count: int, folder: Path, function: Callable[[World], object]) -> None:
