@@ -3,6 +3,7 @@
 import gc
 import itertools
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.rollout import SWITCHES, Blend, KVCache, Recache, Rollout, SeededNoise, chunkwise
 from reward_forcing.streaming.methods import METHODS
 from reward_forcing.streaming.pipeline import EMBEDDINGS_KEPT, StreamingVideoPipeline
-from reward_forcing.streaming.stream import STAGES, VideoStream
+from reward_forcing.streaming.stream import STAGES, VideoChunk, VideoStream, one_ahead
 
 PROMPT = "a red ball bounces"
 CHUNKS = [5, 8, 8, 8]  # frames: the first latent frame is one, the others four each
@@ -60,6 +61,28 @@ def test_the_same_seed_makes_the_same_frames_and_another_does_not(pipeline: Stre
 def test_a_video_begins_an_endless_stream(pipeline: StreamingVideoPipeline) -> None:
     endless = frames_of(pipeline.stream(PROMPT, seed=1), 4)
     assert torch.equal(pipeline.generate(PROMPT, seconds=1.0, seed=1), endless[:, :16])
+
+
+def test_a_decoder_with_a_place_of_its_own_gives_the_same_frames(
+    pipeline: StreamingVideoPipeline, tiny_model_folder: Path
+) -> None:
+    apart = StreamingVideoPipeline.from_pretrained(
+        tiny_model_folder, device="cpu", dtype=torch.float32, vae_device="cpu"
+    )
+    assert torch.equal(frames_of(apart.stream(PROMPT, seed=1), 3), frames_of(pipeline.stream(PROMPT, seed=1), 3))
+
+
+def test_a_video_is_fetched_a_chunk_behind_what_is_computed(pipeline: StreamingVideoPipeline) -> None:
+    order: list[tuple[str, int]] = []
+
+    def told() -> Iterator[VideoChunk]:
+        for chunk in itertools.islice(pipeline.stream(PROMPT), 3):
+            order.append(("computed", chunk.index))
+            yield chunk
+
+    for chunk in one_ahead(told()):
+        order.append(("fetched", chunk.index))
+    assert order == [(what, i) for i in (0, 1, 2, 3) for what, i in (("computed", i), ("fetched", i - 1)) if 0 <= i < 3]
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [(1 / 16, 1), (5 / 16, 5), (6 / 16, 6), (1.0, 16), (0.99, 16)])

@@ -5,7 +5,8 @@ import torch
 from processes import in_processes
 from torch import nn
 
-from reward_forcing.training.distributed import World, average_gradients, broadcast_weights, from_first, gather
+from reward_forcing.processes import World, from_first
+from reward_forcing.training.distributed import average_gradients, broadcast_weights, gather
 
 
 def test_gradients_are_averaged_and_unused_parameters_stay_without(tmp_path):

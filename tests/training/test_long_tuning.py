@@ -12,9 +12,9 @@ from torch import Tensor
 from toy import learned
 
 from reward_forcing.logs import JsonLines
+from reward_forcing.processes import ALONE, World
 from reward_forcing.rollout import SWITCHES, CacheSettings, Recache, Rollout, StaticSink
 from reward_forcing.training import dmd
-from reward_forcing.training.distributed import ALONE, World
 from reward_forcing.training.dmd import DmdStage
 from reward_forcing.training.long_tuning import LongTuning, Stretch
 from reward_forcing.training.prompts import PromptTimeline

@@ -15,7 +15,7 @@ from toy import learned
 
 from reward_forcing.checkpoints import load_transformer
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.training.distributed import World
+from reward_forcing.processes import World
 from reward_forcing.training.learner import Learner
 from reward_forcing.training.lora import LoraSettings, adapter_names, adapters
 from reward_forcing.training.networks import place_transformer, save_transformer

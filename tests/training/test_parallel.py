@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 from toy import build
 
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.training.distributed import ALONE, World, average_gradients
+from reward_forcing.processes import ALONE, World
+from reward_forcing.training.distributed import average_gradients
 from reward_forcing.training.learner import Learner
 from reward_forcing.training.networks import place_transformer
 from reward_forcing.training.parallel import Placement, is_sharded, like, parallelize, whole, whole_copy

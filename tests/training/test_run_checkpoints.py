@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from reward_forcing.processes import World
 from reward_forcing.training import checkpoint
 from reward_forcing.training.checkpoint import MANIFEST, Checkpoints, check_same_settings, only_writer
-from reward_forcing.training.distributed import World
 from reward_forcing.training.stored_tensors import INDEX
 
 

@@ -14,7 +14,7 @@ from tiny_stages import SEED, distilling, flow_matching, write_latents
 from toy import learned, part
 
 from reward_forcing.logs import JsonLines
-from reward_forcing.training.distributed import ALONE, World
+from reward_forcing.processes import ALONE, World
 from reward_forcing.training.rollouts import draw_course
 from reward_forcing.training.stage import Draw
 from reward_forcing.training.trainer import Trainer

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from reward_forcing.training.distributed import ALONE, World
+from reward_forcing.processes import ALONE, World
 from reward_forcing.training.dmd import DmdSettings, DmdStage
 from reward_forcing.training.flow_matching import FlowMatchingSettings, FlowMatchingStage
 from reward_forcing.training.re_dmd import ReDmdSettings, ReDmdStage

@@ -27,6 +27,7 @@ DECODED_TINY = "frames of a tiny decoder, not the VAE's (`rforce bench decoder` 
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What the video shows.")],
     seconds: Annotated[
         float | None,
@@ -60,12 +61,16 @@ def generate(
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: 'sink.alpha=0.9'. Repeatable.")
     ] = None,
+    decoder_device: Annotated[
+        str | None, typer.Option(help="Decode on another device, such as cuda:1. [default: the transformer's]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="FILE.mp4, .webm or .gif, or a folder of images.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
     scale: Annotated[int | None, typer.Option(help="Enlarge the frames so many times. [default: up to 384]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Make a video of a prompt. The file plays at any moment, however the command ends."""
+    from reward_forcing.processes import device_called, from_first, join_world
     from reward_forcing.rollout import SeededNoise
     from reward_forcing.streaming.given import open_given
     from reward_forcing.streaming.methods import method_named
@@ -75,12 +80,15 @@ def generate(
     from reward_forcing.streaming.video_io import check_output, free_path
 
     length = _length(seconds, endless)
-    seed = secrets.randbelow(2**31) if seed is None else SeededNoise((seed,)).seeds[0]
+    vae_device = None if decoder_device is None else device_called(decoder_device)
+    world = context.with_resource(join_world())
+    seed = from_first(secrets.randbelow(2**31) if seed is None else SeededNoise((seed,)).seeds[0], world)
     timeline = Timeline.of(prompt, [parse_at(text) for text in at or []])
     pixels = None if size is None else parse_size(size)
     if method is not None:
         method_named(method)
-    out = check_output(out or free_path(Path(f"{_file_name(prompt)}-{seed}.mp4")), overwrite)
+    out = out or free_path(Path(f"{_file_name(prompt)}-{seed}.mp4"))
+    out = check_output(out, overwrite) if world.is_first else out
     changes = [*([] if switch is None else [f"switch.kind={switch}"]), *(changes or ())]
     folder = open_model_folder(model, method, weights, changes, decoder)
     if pixels is not None:
@@ -96,10 +104,12 @@ def generate(
         timeline.check_reached(last_start(folder.geometry, length, *known))
     scale = _scale(folder, scale)
 
-    recording = _make(folder, timeline, length, seed, out, overwrite, scale, given, source, quiet=as_json)
+    place = {"vae_device": vae_device, "world": world}
+    recording = _make(folder, timeline, length, seed, out, overwrite, scale, given, source, place, quiet=as_json)
     report = _report(folder, timeline, recording) | {"path": str(out), "model": model, "seed": seed, "scale": scale}
     report["given"] = source
-    print(json.dumps(report, indent=2) if as_json else _summary(report))
+    if world.is_first:
+        print(json.dumps(report, indent=2) if as_json else _summary(report))
     if recording.interrupted and not endless:
         raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -122,24 +132,26 @@ def _make(
     scale: int,
     given: "Given | None",
     source: dict[str, Any] | None,
+    place: dict[str, Any],
     quiet: bool,
 ) -> "Recording":
-    """Load the model and record the video."""
+    """Load the model and record the video. place: arguments of `StreamingVideoPipeline.load`."""
     import transformers
 
     from reward_forcing.streaming.pipeline import StreamingVideoPipeline
+    from reward_forcing.streaming.processes import WrittenElsewhere, in_step
     from reward_forcing.streaming.recording import record
     from reward_forcing.streaming.video_io import open_writer
 
     transformers.utils.logging.disable_progress_bar()
-    geometry, (prompt, *later) = folder.geometry, timeline.singles()
-    with _progress(quiet) as bar, notes():
+    geometry, (prompt, *later), world = folder.geometry, timeline.singles(), place["world"]
+    with _progress(quiet or not world.is_first) as bar, notes(silent=not world.is_first):
         task = bar.add_task("loading the model", total=None, fps="")
 
         def show(chunk: "VideoChunk", recording: "Recording") -> None:
             bar.update(task, completed=recording.frames, description=chunk.prompt, fps=f"{recording.fps:.1f} fps")
 
-        pipeline = StreamingVideoPipeline.load(folder)
+        pipeline = StreamingVideoPipeline.load(folder, **place)
         bar.update(task, total=None if seconds is None else geometry.frames_for(seconds), description=prompt[1])
         begin = {} if given is None else {**given.as_argument, "shows_given": given.shown}
         stream = pipeline.stream(prompt[1], at=later, seed=seed, height=geometry.height, width=geometry.width, **begin)
@@ -150,8 +162,10 @@ def _make(
             comment += f", {_words(source)}, sha256 {source['sha256']}"
         size = (geometry.height, geometry.width)
         named = {"title": prompt[1], "comment": comment, "overwrite": overwrite}
-        writer = open_writer(out, geometry.fps, size, scale=scale, resample="bicubic", **named)
-        return record(stream if seconds is None else stream.until(seconds), writer, show)
+        writer = WrittenElsewhere()
+        if world.is_first:
+            writer = open_writer(out, geometry.fps, size, scale=scale, resample="bicubic", **named)
+        return record(in_step(stream if seconds is None else stream.until(seconds), world), writer, show)
 
 
 def _source(folder: "ModelFolder", given: "Given | None", path: Path | None) -> dict[str, Any] | None:
@@ -247,13 +261,13 @@ def _progress(quiet: bool) -> Progress:
 
 
 @contextmanager
-def notes() -> Iterator[None]:
-    """Show the package's warnings as notes above the progress bar, each once."""
+def notes(silent: bool = False) -> Iterator[None]:
+    """Show the package's warnings as notes above the progress bar, each once; none if `silent`."""
     logger, handler = logging.getLogger("reward_forcing"), logging.Handler(logging.WARNING)
     told: set[str] = set()
 
     def tell(record: logging.LogRecord) -> None:
-        if (message := record.getMessage()) not in told:
+        if (message := record.getMessage()) not in told and not silent:
             told.add(message)
             console().print(f"note: {message}", markup=False, soft_wrap=True)
 

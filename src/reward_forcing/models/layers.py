@@ -17,6 +17,7 @@ from reward_forcing.flow import widen
 from reward_forcing.models.attention import AttentionPattern, LayerText, attend, attend_pattern, attend_text
 from reward_forcing.models.cpu_linear import is_one_product, product, project
 from reward_forcing.models.rope import Rotation, rotate
+from reward_forcing.models.sequence_parallel import ALL, SequenceShare
 
 
 class TimeContext(NamedTuple):
@@ -168,6 +169,7 @@ class WanBlock(nn.Module):
     def __init__(self, width: int, hidden: int, heads: int, cross_attn_norm: bool, eps: float) -> None:
         super().__init__()
         self.eps = eps
+        self.share: SequenceShare = ALL
         self.attn1 = Projections(width, heads, eps)
         self.attn2 = Projections(width, heads, eps)
         self.norm2 = AffineNorm(width, eps) if cross_attn_norm else nn.Identity()
@@ -191,14 +193,16 @@ class WanBlock(nn.Module):
         """Tokens x [B, F, S, E] after the block, and the un-rotated keys and values [B, F, S, H, D] it used.
 
         modulation: [B, F or 1, 6, E], the projected time embedding. text: for each span of frames their number,
-        and weights, keys and values from `encode_text`. only_kv: the tokens come back as they were given.
+        and weights, keys and values from `encode_text`. only_kv: the tokens come back as they were given. Where
+        processes share the tokens, x is this one's share of them, and keys and values are those of its heads.
         """
         table = (self.scale_shift_table + modulation).unsqueeze(3)  # [B, F or 1, 6, 1, E]
         shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
 
         y = modulate(x, shift1, scale1, self.eps)
         if only_kv:
-            return x, *self.attn1.key_value(y)
+            key, value = self.share.to_heads(self.attn1.key_value(y), by.cos.shape[1])
+            return x, key, value
         y, key, value = self._self_attention(y, by, past, pattern)
         x = gated(x, y, gate1)
         x = x + self._cross_attention(x, text).to(x.dtype)
@@ -217,8 +221,9 @@ class WanBlock(nn.Module):
     def _self_attention(
         self, x: Tensor, by: Rotation, past: LayerPast | None, pattern: AttentionPattern | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        raw_key, value = self.attn1.key_value(x)
-        query, key = rotate(self.attn1.query(x), by), rotate(raw_key, by)
+        tokens = by.cos.shape[1]  # of a latent frame, of which x may be a share
+        query, raw_key, value = self.share.to_heads((self.attn1.query(x), *self.attn1.key_value(x)), tokens)
+        query, key = rotate(query, by), rotate(raw_key, by)
         if pattern is not None:
             y = attend_pattern(query, key, value, pattern)
         elif past is None:
@@ -227,4 +232,4 @@ class WanBlock(nn.Module):
             keys = torch.cat([past.keys.to(key.dtype), key], dim=1).flatten(1, 2)
             values = torch.cat([past.values.to(value.dtype), value], dim=1).flatten(1, 2)
             y = attend(query.flatten(1, 2), keys, values)
-        return self.attn1.out(y).view_as(x), raw_key, value
+        return self.attn1.out(self.share.to_tokens(y.view_as(query))), raw_key, value

@@ -21,6 +21,7 @@ from reward_forcing.models.attention import KV, AttentionPattern, Past, Text, Te
 from reward_forcing.models.cpu_attention import measure_heads
 from reward_forcing.models.layers import EmbeddingMLP, LayerPast, PatchEmbedding, TimeContext, WanBlock, modulate
 from reward_forcing.models.rope import rotate, rotation
+from reward_forcing.models.sequence_parallel import ALL, SequenceShare
 
 QK_NORM = "rms_norm_across_heads"
 SHAPES_COMPILED = 64
@@ -106,6 +107,7 @@ class WanDiT(ModelMixin, ConfigMixin):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         self.gradient_checkpointing = False
         self._rotate = rotate
+        self.share: SequenceShare = ALL
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -130,6 +132,12 @@ class WanDiT(ModelMixin, ConfigMixin):
             keep = any(part in name for part in self._keep_in_fp32_modules)
             parameter.data = parameter.data.to(torch.float32 if keep else dtype)
         return self
+
+    def compute_only(self, share: SequenceShare) -> None:
+        """Let every forward compute `share`, together with the processes that compute the others."""
+        self.share = share
+        for block in cast(Iterable[WanBlock], self.blocks):
+            block.share = share
 
     def compile_blocks(self) -> "WanDiT":
         """This network with its blocks and `rotate` compiled: fused kernels, made anew for each shape that they meet.
@@ -202,7 +210,7 @@ class WanDiT(ModelMixin, ConfigMixin):
             past = self.rotate(past, (x.shape[3], x.shape[4]))
         time = self.encode_time(timestep) if isinstance(timestep, Tensor) else timestep
 
-        tokens = self.patch_embedding(x).to(self.patch_embedding.weight.dtype)  # [B, F, S, E]
+        tokens = self.share.split(self.patch_embedding(x).to(self.patch_embedding.weight.dtype))  # [B, F, S, E]
         checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
         checkpointed = self._gradient_checkpointing_func if checkpointing else None
         keys, values = [], []
@@ -218,7 +226,8 @@ class WanDiT(ModelMixin, ConfigMixin):
         kv = KV(torch.stack(keys), torch.stack(values)) if want_kv else None
         if want_kv == "only":
             return x.new_empty(x.shape[0], 0, *x.shape[2:], dtype=torch.float32), kv
-        return self._unpatchify(self._head(tokens, time.embedding), grid), kv
+        patches = self.share.join(self._head(tokens, time.embedding), math.prod(grid))
+        return self._unpatchify(patches, grid), kv
 
     def to_json_string(self) -> str:
         """The configuration as JSON under diffusers' class name, so that either class loads the folder."""

@@ -150,6 +150,11 @@ class Rollout:
         self._shown: tuple[KVCache, int, bool, Past | None] | None = None
 
     @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self._device
+
+    @property
     def state(self) -> RolloutState:
         """This moment as a value; to be read between two chunks."""
         return self._state

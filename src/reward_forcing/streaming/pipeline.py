@@ -9,6 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
@@ -22,13 +23,15 @@ from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.processes import ALONE, World, computed_by_first
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
 from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.given import Clip, Given, Picture, open_given
 from reward_forcing.streaming.methods import StreamingSettings
 from reward_forcing.streaming.model_folder import BUNDLED, ModelFolder, open_model_folder, write_model_folder
+from reward_forcing.streaming.processes import SharedVAE, check_divides, share_network
 from reward_forcing.streaming.prompts import At, Prompts, Timeline
-from reward_forcing.streaming.stream import VideoStream
+from reward_forcing.streaming.stream import VideoStream, one_ahead
 
 EMBEDDINGS_KEPT = 16
 """Prompts whose embeddings a pipeline remembers (8 MiB each for Wan2.1), so that none is encoded twice in a row."""
@@ -63,6 +66,9 @@ class StreamingVideoPipeline:
     Made by `from_pretrained`. settings: the method's numbers and the frame size. decoder: what makes the frames in
     place of the VAE, which encodes in any case; None for the VAE itself. The parts may be replaced by others of the
     same kind; several streams may run side by side, for each holds its own cache and decoder state.
+
+    world: the processes that make every video together, each with a pipeline like this one on which the same is called
+    in the same order; see `streaming.processes`.
     """
 
     def __init__(
@@ -72,9 +78,12 @@ class StreamingVideoPipeline:
         text_encoder: TextEncoder,
         settings: StreamingSettings,
         decoder: FrameDecoder | None = None,
+        world: World = ALONE,
     ) -> None:
+        share_network(transformer, world)
+        self.world = world
         self.transformer = transformer
-        self.vae = vae
+        self.vae = vae if world.size == 1 else SharedVAE(vae, world)
         self.decoder = decoder
         self.text_encoder = text_encoder
         self.settings = settings
@@ -92,22 +101,33 @@ class StreamingVideoPipeline:
         decoder: str | Path | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        vae_device: torch.device | str | None = None,
+        world: World = ALONE,
     ) -> Self:
         """The pipeline of a model folder, a bundled model or a hub id; see `open_model_folder` and `load`.
 
         settings: in place of the method's and the model's, such as `{"sink": EmaSink(alpha=0.9)}`.
         """
-        return cls.load(open_model_folder(model, method, weights, settings, decoder), device, dtype)
+        folder = open_model_folder(model, method, weights, settings, decoder)
+        return cls.load(folder, device, dtype, vae_device, world)
 
     @classmethod
     def load(
-        cls, folder: ModelFolder, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        cls,
+        folder: ModelFolder,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        vae_device: torch.device | str | None = None,
+        world: World = ALONE,
     ) -> Self:
         """The pipeline of a folder that has been looked through; this is what reads the weights.
 
         device: None takes a GPU where there is one. dtype: of the transformer, the VAE and a decoder in its place; None
-        takes bfloat16 on a GPU and float32 on a CPU, where the VAE and the decoder take the fastest.
+        takes bfloat16 on a GPU and float32 on a CPU, where the VAE and the decoder take the fastest. vae_device: where
+        frames are decoded, None for `device`; on another GPU a chunk is decoded while the next one is denoised.
+        Raises ValueError for more processes in `world` than the model can be shared by.
         """
+        check_divides(folder, world)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if folder.trained_for not in (None, folder.settings.method):
             logger.warning(
@@ -116,10 +136,13 @@ class StreamingVideoPipeline:
             )
         network_dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         transformer = load_transformer(folder.transformer, heads=folder.heads, dtype=network_dtype, device=device)
-        vae = StreamingVAE.from_pretrained(folder.path / "vae", dtype, device)
-        text_encoder = TextEncoder.from_pretrained(folder.path, device=device).load()
-        decoder = None if folder.decoder is None else load_tiny_decoder(folder.decoder, dtype, device)
-        return cls(transformer.requires_grad_(False), vae, text_encoder, folder.settings, decoder)
+        decodes_on = vae_device or device if world.is_first else "meta"
+        vae = StreamingVAE.from_pretrained(folder.path / "vae", dtype, decodes_on)
+        text_encoder = TextEncoder.from_pretrained(folder.path, device=device)
+        if world.is_first:
+            text_encoder.load()
+        decoder = None if folder.decoder is None else load_tiny_decoder(folder.decoder, dtype, decodes_on)
+        return cls(transformer.requires_grad_(False), vae, text_encoder, folder.settings, decoder, world)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
         """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded."""
@@ -187,18 +210,19 @@ class StreamingVideoPipeline:
         clips = Clips(self.settings.clips, self.vae, decoder, geometry)
         batch, tell = len(noise.seeds), self.warn_of_unknown_words
         makers = make_rollout, encode, self.vae, decoder
-        return VideoStream(*makers, geometry, timeline, batch, clips, tell, given)
+        return VideoStream(*makers, geometry, timeline, batch, clips, tell, given, self.world)
 
     def generate(self, prompt: str | Sequence[str], seconds: float, **options: Unpack[StreamOptions]) -> Tensor:
         """Frames [B, T, 3, H, W] in [0, 1], float32 on the CPU, that last `seconds`; arguments as in `stream`.
 
-        What is given counts for `seconds` if it is shown.
+        What is given counts for `seconds` if it is shown. Of several processes the first gets the frames.
         Raises ValueError, before anything is computed, also for `seconds` that are not positive and finite or end
         within what is given, and for a prompt that would begin after the last chunk.
         """
         stream = self.stream(prompt, **options)
         stream.timeline.check_reached(stream.last_start(seconds))
-        return torch.cat([chunk.frames.cpu() for chunk in stream.until(seconds)], dim=1)
+        pieces = (chunk.frames for chunk in one_ahead(stream.until(seconds)))
+        return torch.cat([frames.cpu() if self.world.is_first else frames for frames in pieces], dim=1)
 
     @torch.inference_mode()
     def encode(self, prompts: Prompts) -> TextContext:
@@ -206,7 +230,9 @@ class StreamingVideoPipeline:
         rows = []
         for prompt in prompts:
             embedding = self._embeddings.pop(prompt, None)
-            self._embeddings[prompt] = self.text_encoder([prompt]) if embedding is None else embedding
+            if embedding is None:
+                embedding = computed_by_first(partial(self.text_encoder, [prompt]), self.world)
+            self._embeddings[prompt] = embedding.to(self.transformer.device)
             rows.append(self._embeddings[prompt])
             if len(self._embeddings) > EMBEDDINGS_KEPT:
                 self._embeddings.popitem(last=False)

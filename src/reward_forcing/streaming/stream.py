@@ -15,6 +15,7 @@ from reward_forcing.geometry import Geometry
 from reward_forcing.logs import Clock
 from reward_forcing.models.attention import TextContext
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE, VAEState
+from reward_forcing.processes import ALONE, World, from_first
 from reward_forcing.rollout import Rollout
 from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.given import Given
@@ -23,16 +24,18 @@ from reward_forcing.streaming.prompts import Prompts, Timeline, check_prompts
 STAGES = ("text", "dit", "commit", "decode")
 """What a chunk's time goes to: a new prompt's text encoder and cross-attention keys; the denoising passes; the clean
 pass of the chunk before, whose keys and values enter the cache, and what a new prompt computes anew, or the beginning
-of a new clip, or the encoding of given frames; the decoder."""
+of a new clip, or the encoding of given frames; the decoder. Where the decoder has a device of its own, decoding goes on
+beside the next chunk's passes, and after the first chunk `decode` counts only what these wait for it."""
 
 
 @dataclass(frozen=True)
 class VideoChunk:
     """What one step of a stream adds to the video.
 
-    frames: [B, T, 3, H, W] in [0, 1], float32, on the pipeline's device. start_frame, start_time: number and time, in
-    seconds, of its first frame. prompts: those in force, one or B. seconds: wall time by stage, see `STAGES`. given:
-    it was not made, but is part of the image or video that the stream begins with.
+    frames: [B, T, 3, H, W] in [0, 1], float32, on the VAE's device; of several processes only the first has them, the
+    others have their shape, on the device "meta". start_frame, start_time: number and time, in seconds, of its first
+    frame. prompts: those in force, one or B. seconds: wall time by stage, see `STAGES`. given: it was not made, but is
+    part of the image or video that the stream begins with.
     """
 
     index: int
@@ -61,7 +64,9 @@ class VideoStream(Iterator[VideoChunk]):
     makes the frames. clips: what the video is made of.
     on_prompt: is told of prompts set. given: what the video begins with. Its chunks come first: encoded, pushed through
     the cache under the prompt of their time and decoded again, so that the first new frames follow without a seam;
-    where they are not shown, the first chunk is the first new one, and frames and times count from it.
+    where they are not shown, the first chunk is the first new one, and frames and times count from it. world: the
+    processes that make the video together, each with a stream like this one; before every chunk they take over the
+    first one's prompts, so that a prompt set there is read by all from the same chunk on.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class VideoStream(Iterator[VideoChunk]):
         clips: Clips,
         on_prompt: Callable[[str], None],
         given: Given | None = None,
+        world: World = ALONE,
     ) -> None:
         self.geometry = geometry
         self.timeline = timeline
@@ -91,6 +97,7 @@ class VideoStream(Iterator[VideoChunk]):
         self._make_rollout = make_rollout
         self._rollout: Rollout | None = None
         self._clips = clips
+        self._world = world
         self._given = iter(()) if given is None else given.pieces(vae, geometry, batch)
         self._given_frames = 0 if given is None else given.latent_frames
         self._hidden_frames = 0 if given is None else given.hidden_frames
@@ -131,6 +138,7 @@ class VideoStream(Iterator[VideoChunk]):
 
     def _advance(self) -> tuple[int, Tensor, bool]:
         """The number of the first frame of the next chunk, its frames, and whether they were given."""
+        self._prompts = from_first(self._prompts, self._world)
         start = self.geometry.frames_of(self.rollout.state.start - self._clips.repeated_frames)
         start -= self.geometry.frames_of(self._hidden_frames)
         time = start / self.geometry.fps
@@ -153,7 +161,10 @@ class VideoStream(Iterator[VideoChunk]):
             with self._measure("dit"):
                 latents = next(self.rollout).latents if given is None else given
             with self._measure("decode"):
-                frames, self.vae_state = self._decoder.decode(latents, self.vae_state)
+                before = self.vae_state
+                frames, self.vae_state = self._decoder.decode(latents, before)
+                if before is None:
+                    _wait_for(frames.device)  # as a viewer waits for the first frames
             self._clips.keep(frames)
         return start, frames, given is not None
 
@@ -176,11 +187,23 @@ class VideoStream(Iterator[VideoChunk]):
 
     @contextmanager
     def _measure(self, stage: str) -> Iterator[None]:
-        """Add the time of a with-block to a stage, with the device's share of it."""
+        """Add the time of a with-block to a stage, with the share of it that the network's device takes."""
         with self._clock(stage):
             yield
-            if self._vae.vae.device.type == "cuda":
-                torch.cuda.synchronize(self._vae.vae.device)
+            _wait_for(self.rollout.device)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def one_ahead(chunks: Iterator[VideoChunk]) -> Iterator[VideoChunk]:
+    """The same chunks, each once the next one is asked of its devices: reading frames then waits beside computing."""
+    held = next(chunks, None)
+    while held is not None:
+        ready, held = held, next(chunks, None)
+        yield ready
 
 
 def last_start(geometry: Geometry, seconds: float, given_frames: int = 0, hidden_frames: int = 0) -> float:

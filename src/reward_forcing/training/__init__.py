@@ -54,8 +54,8 @@ def run_worker(config: Path, overrides: Sequence[str], out: Path) -> int:
     """Train in this process, alone or as one of torchrun's; returns 0, or 128 + the signal that stopped it."""
     import torch
 
+    from reward_forcing.processes import join_world
     from reward_forcing.training.checkpoint import only_writer
-    from reward_forcing.training.distributed import join_world
     from reward_forcing.training.trainer import Trainer
 
     settings = load_stage_settings(config, overrides)

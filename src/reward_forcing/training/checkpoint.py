@@ -25,7 +25,8 @@ from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from reward_forcing.checkpoints.files import files_hash
 from reward_forcing.logs import console
-from reward_forcing.training.distributed import ALONE, World, gather, new_cpu_group
+from reward_forcing.processes import ALONE, World
+from reward_forcing.training.distributed import gather, new_cpu_group
 from reward_forcing.training.stored_tensors import INDEX, read_tensors, stored_tensors, write_tensors
 
 MANIFEST = "manifest.json"

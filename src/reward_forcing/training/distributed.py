@@ -1,12 +1,9 @@
-"""Several processes train one model: who am I, equal weights, averaged gradients. gloo on CPUs, nccl on GPUs."""
+"""Several processes train one model: equal weights, averaged gradients, and starting them on one machine."""
 
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,45 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from reward_forcing.processes import PATIENCE, World
+
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)
-"""The first process may draw samples or write a checkpoint for a long while as the others wait."""
 _LAUNCHER_LOGGERS = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
-
-
-@dataclass(frozen=True)
-class World:
-    """This process's place among all: `rank` of `size`, computing on `device`."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes files and speaks."""
-        return self.rank == 0
-
-
-ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-
-
-@contextmanager
-def join_world() -> Iterator[World]:
-    """Yield this process's place: from torchrun's environment, or alone without it. Leaves the group at the end."""
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    if size == 1:
-        yield World(rank, size, device)
-        return
-    dist.init_process_group("cuda:nccl,cpu:gloo" if on_gpu else "gloo", timeout=PATIENCE)
-    try:
-        yield World(rank, size, device)
-    finally:
-        dist.destroy_process_group()
 
 
 def broadcast_weights(networks: Iterable[nn.Module], world: World) -> None:
@@ -62,15 +24,6 @@ def broadcast_weights(networks: Iterable[nn.Module], world: World) -> None:
             for tensor in (*network.parameters(), *network.buffers()):
                 if not isinstance(tensor, DTensor):
                     dist.broadcast(tensor.data, src=0)
-
-
-def from_first(value: T, world: World) -> T:
-    """Return the first process's value (any picklable object) in every process."""
-    if world.size == 1:
-        return value
-    box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def gather(value: T, world: World, group: dist.ProcessGroup | None = None) -> list[T]:

@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from torch import nn
 
 from reward_forcing.config import unknown
+from reward_forcing.interrupt import Interrupt
 from reward_forcing.logs import StepProgress, console, duration
+from reward_forcing.processes import ALONE, World, from_first
 from reward_forcing.training.checkpoint import Checkpoints, check_same_settings
-from reward_forcing.training.distributed import ALONE, World, average_gradients, broadcast_weights, from_first, gather
-from reward_forcing.training.interrupt import Interrupt
+from reward_forcing.training.distributed import average_gradients, broadcast_weights, gather
 from reward_forcing.training.learner import Learner, averaged_weights, only_trainable
 from reward_forcing.training.parallel import checkpoint_activations, is_sharded, whole_copy
 from reward_forcing.training.run_log import Averages, RunLog

@@ -1,22 +1,24 @@
-"""Stopping a run from outside: the first SIGTERM or SIGINT asks for an orderly end after the current step."""
+"""Stopping a run from outside: the first stop signal asks for an orderly end after the current step."""
 
 import os
 import signal
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 
 
 class Interrupt:
-    """Within its with-block, the number of the first stop signal received, or None.
+    """Within its with-block, the number of the first of `signals` received, or None.
 
     A second SIGINT (Ctrl-C twice) ends a single process at once; under torchrun repeats are expected and ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)) -> None:
         self.signal: int | None = None
+        self._signals = signals
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in self._signals:
             self._previous[number] = signal.signal(number, self._receive)
         return self
 
