@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from reward_forcing.logs import console
 
 if TYPE_CHECKING:
+    from reward_forcing.streaming.acceleration import Acceleration
     from reward_forcing.streaming.given import Given
     from reward_forcing.streaming.model_folder import ModelFolder
     from reward_forcing.streaming.prompts import Timeline
@@ -59,9 +60,17 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="FILE.mp4, .webm or .gif, or a folder of images.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
     scale: Annotated[int | None, typer.Option(help="Enlarge the frames so many times. [default: up to 384]")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Fit the memory: auto, quality, fast or low. [default: auto on a GPU]")
+    ] = None,
+    accelerate: Annotated[
+        list[str] | None, typer.Option(help="How weights are kept: 'weights=int8', 'offload_blocks=10'. Repeatable.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what memory it would take, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Make a video of a prompt. The file plays at any moment, however the command ends."""
+    from reward_forcing.cli.memory import acceleration_for, print_plan
     from reward_forcing.rollout import SeededNoise
     from reward_forcing.streaming.given import open_given
     from reward_forcing.streaming.methods import method_named
@@ -81,6 +90,9 @@ def generate(
     folder = open_model_folder(model, method, weights, changes)
     if pixels is not None:
         folder = folder.resized(*pixels)
+    if plan:
+        print_plan(folder, preset, accelerate or ())
+        return
     taken = {"image": image, "video": video, "seconds": video_seconds, "shown": not only_new}
     given = open_given(folder.geometry, folder.latent_channels, **taken)
     if only_new and given is None:
@@ -91,8 +103,9 @@ def generate(
         known = (given.latent_frames, given.hidden_frames) if given else ()
         timeline.check_reached(last_start(folder.geometry, length, *known))
     scale = _scale(folder, scale)
+    how = acceleration_for(folder, preset, accelerate or ())
 
-    recording = _make(folder, timeline, length, seed, out, overwrite, scale, given, source, quiet=as_json)
+    recording = _make(folder, how, timeline, length, seed, out, overwrite, scale, given, source, quiet=as_json)
     report = _report(folder, timeline, recording) | {"path": str(out), "model": model, "seed": seed, "scale": scale}
     report["given"] = source
     print(json.dumps(report, indent=2) if as_json else _summary(report))
@@ -110,6 +123,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def _make(
     folder: "ModelFolder",
+    how: "Acceleration",
     timeline: "Timeline",
     seconds: float | None,
     seed: int,
@@ -135,7 +149,7 @@ def _make(
         def show(chunk: "VideoChunk", recording: "Recording") -> None:
             bar.update(task, completed=recording.frames, description=chunk.prompt, fps=f"{recording.fps:.1f} fps")
 
-        pipeline = StreamingVideoPipeline.load(folder)
+        pipeline = StreamingVideoPipeline.load(folder, acceleration=how)
         bar.update(task, total=None if seconds is None else geometry.frames_for(seconds), description=prompt[1])
         begin = {} if given is None else {**given.as_argument, "shows_given": given.shown}
         stream = pipeline.stream(prompt[1], at=later, seed=seed, height=geometry.height, width=geometry.width, **begin)

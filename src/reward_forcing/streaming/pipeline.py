@@ -15,13 +15,12 @@ from typing import Any, Self, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from reward_forcing.checkpoints.load import load_transformer
 from reward_forcing.models.attention import TextContext
-from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
+from reward_forcing.streaming.acceleration import Acceleration, FrugalDenoiser, load_accelerated
 from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.given import Clip, Given, Picture, open_given
 from reward_forcing.streaming.methods import StreamingSettings
@@ -83,22 +82,29 @@ class StreamingVideoPipeline:
         settings: Sequence[str] | Mapping[str, Any] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        acceleration: Acceleration | None = None,
     ) -> Self:
         """The pipeline of a model folder, a bundled model or a hub id; see `open_model_folder` and `load`.
 
         settings: in place of the method's and the model's, such as `{"sink": EmaSink(alpha=0.9)}`.
         """
-        return cls.load(open_model_folder(model, method, weights, settings), device, dtype)
+        return cls.load(open_model_folder(model, method, weights, settings), device, dtype, acceleration)
 
     @classmethod
     def load(
-        cls, folder: ModelFolder, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        cls,
+        folder: ModelFolder,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        acceleration: Acceleration | None = None,
     ) -> Self:
         """The pipeline of a folder that has been looked through; this is what reads the weights.
 
         device: None takes a GPU where there is one. dtype: of the transformer and the VAE; None takes bfloat16 on a GPU
-        and float32 on a CPU, where the VAE takes the fastest.
+        and float32 on a CPU, where the VAE takes the fastest. acceleration: how the parts are kept in memory, all on
+        the device as they are if not given; `memory_plan` chooses one. Raises ValueError where this machine cannot.
         """
+        how = acceleration or Acceleration()
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if folder.trained_for not in (None, folder.settings.method):
             logger.warning(
@@ -106,10 +112,14 @@ class StreamingVideoPipeline:
                 f"'{folder.settings.method}'"
             )
         network_dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        transformer = load_transformer(folder.transformer, heads=folder.heads, dtype=network_dtype, device=device)
+        of_file = {"heads": folder.heads, "dtype": network_dtype, "device": device}
+        transformer = load_accelerated(folder.transformer, how, **of_file)
         vae = StreamingVAE.from_pretrained(folder.path / "vae", dtype, device)
-        text_encoder = TextEncoder.from_pretrained(folder.path, device=device).load()
-        return cls(transformer.requires_grad_(False), vae, text_encoder, folder.settings)
+        vae.pass_frames = how.decode_frames
+        text_encoder = TextEncoder.from_pretrained(folder.path, device=device, offload=how.offload_text)
+        if not how.offload_text:
+            text_encoder.load()
+        return cls(transformer, vae, text_encoder, folder.settings)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
         """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded."""
@@ -163,7 +173,7 @@ class StreamingVideoPipeline:
         shape = (channels, geometry.latent_height, geometry.latent_width)
 
         def make_rollout(text: TextContext) -> Rollout:
-            denoiser, cache = Denoiser(self.transformer), KVCache.empty(self.settings.cache)
+            denoiser, cache = FrugalDenoiser(self.transformer), KVCache.empty(self.settings.cache)
             context_noise = self.settings.context_noise
             where = {"device": weight.device, "dtype": weight.dtype}
             passes = self.settings.passes()
