@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,8 @@ def model_of_size(name: str, method: str | None = None, changes: Sequence[str] =
     return Model(name, network, vae, encoder, torch.bfloat16, tokens, settings, geometry)
 
 
-def needs_of(model: Model, precision: Precision, batch: int = 1, decode_frames: Sequence[int] = (3, 1)) -> Needs:
+@lru_cache(maxsize=4)
+def needs_of(model: Model, precision: Precision, batch: int = 1, decode_frames: tuple[int, ...] = (3, 1)) -> Needs:
     """What a stream of `batch` videos holds beside the weights.
 
     decode_frames: the numbers of latent frames decoded at a time that are asked for.

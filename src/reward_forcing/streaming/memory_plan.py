@@ -24,7 +24,10 @@ from reward_forcing.streaming.memory_needs import Model, Needs, Precision, needs
 RESERVE_BYTES = 2**29
 """Of a GPU, what the driver's context, kernels and their workspaces take; assumed, not measured."""
 RESERVE_SHARE = 0.05
-"""Of any memory, what an allocator's gaps take; assumed, not measured."""
+"""Of a GPU, what an allocator's gaps take; assumed, not measured."""
+CPU_GROWTH = 2.4
+"""Times what its tensors hold that a process on a CPU grows by, measured (docs/performance.md): its allocator gives
+little back, and convolutions need room to work in."""
 LOW_BIT_SCALE = {"int8": 5, "int8-dynamic": 5, "fp8": 4, "fp8-dynamic": 4}
 """Bytes that a row of a matrix takes beside its numbers: a float32 scale, and torchao's zero point of int8."""
 SMALLER = (0.75, 0.5, 0.375)
@@ -58,8 +61,9 @@ class Memory:
     @property
     def usable(self) -> int:
         """Free memory without the reserve."""
-        reserve = RESERVE_BYTES if self.device.type == "cuda" else 0
-        return int(self.free * (1 - RESERVE_SHARE)) - reserve
+        if self.device.type == "cpu":
+            return int(self.free / CPU_GROWTH)
+        return int(self.free * (1 - RESERVE_SHARE)) - RESERVE_BYTES
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ def plans_of(
     asked = [Acceleration.model_validate(how.model_dump() | dict(fixed or {})) for how in _candidates(preset, layers)]
     candidates = list(dict.fromkeys(asked))
     precision = precision_on(device, dtype)
-    needs = needs_of(model, precision, batch, sorted({how.decode_frames for how in candidates}))
+    needs = needs_of(model, precision, batch, tuple(sorted({1, 3} | {how.decode_frames for how in candidates})))
     for how in candidates:
         yield plan_of(model, needs, how, device, precision)
 
