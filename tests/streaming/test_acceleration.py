@@ -13,7 +13,13 @@ from reward_forcing.models.attention import Past
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.live_bytes import LiveBytes
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.streaming.acceleration import Acceleration, FrugalDenoiser, LowBitLinear, is_offloaded
+from reward_forcing.streaming.acceleration import (
+    Acceleration,
+    FrugalDenoiser,
+    LowBitLinear,
+    is_offloaded,
+    load_accelerated,
+)
 from reward_forcing.streaming.pipeline import StreamingVideoPipeline
 
 SECONDS = 1.5
@@ -46,8 +52,6 @@ def test_decoding_fewer_frames_at_a_time_changes_no_video(tiny_model_folder: Pat
 def test_blocks_that_visit_in_any_order_compute_what_they_hold(
     tiny_dit: Callable[..., WanDiT], tmp_path: Path, blocks: int
 ) -> None:
-    from reward_forcing.streaming.acceleration import load_accelerated
-
     tiny_dit(num_layers=blocks).save_pretrained(tmp_path)
     plain, staged = (
         load_accelerated(tmp_path, how, heads=None, dtype=torch.float32, device=torch.device("cpu"))
@@ -73,9 +77,14 @@ def test_low_bit_weights_change_frames_little(
     assert 0 < difference < most
 
 
-def test_only_the_matrices_of_blocks_are_stored_in_few_bits(tiny_model_folder: Path) -> None:
+def test_only_the_matrices_of_blocks_are_stored_in_few_bits_and_never_written(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
     how = Acceleration(weights="int8", offload_blocks=1)
-    network = StreamingVideoPipeline.from_pretrained(tiny_model_folder, acceleration=how).transformer
+    pipeline = StreamingVideoPipeline.from_pretrained(tiny_model_folder, device="cpu", acceleration=how)
+    with pytest.raises(ValueError, match="load with weights=exact"):
+        pipeline.save_pretrained(tmp_path)
+    network = pipeline.transformer
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):
             assert (type(module) is LowBitLinear) == name.startswith("blocks."), name
@@ -108,7 +117,7 @@ def test_keys_rotated_layer_by_layer_are_the_keys_rotated_at_once(tiny_dit: Call
 
 
 def test_a_decoder_state_that_nobody_holds_is_never_there_twice(tiny_model_folder: Path) -> None:
-    vae = StreamingVideoPipeline.from_pretrained(tiny_model_folder, dtype=torch.float32).vae
+    vae = StreamingVideoPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype=torch.float32).vae
     latents = torch.randn(1, 1, 4, 16, 16)
     held = [vae.decode(latents)[1] for _ in range(2)]
     size = sum(tensor.nbytes for tensor in held[0].features)

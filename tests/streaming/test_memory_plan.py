@@ -11,7 +11,7 @@ from reward_forcing.streaming.acceleration import Acceleration, stored_tensors
 from reward_forcing.streaming.memory_needs import Model, model_of_folder, model_of_size, needs_of
 from reward_forcing.streaming.memory_plan import (
     CPU_GROWTH,
-    Memory,
+    DeviceMemory,
     Preset,
     choose,
     describe_plan,
@@ -79,7 +79,7 @@ def test_planned_cache_and_decoder_state_are_what_a_stream_holds(
 
 
 def test_the_1_3b_network_fits_8_gib_at_480p_with_its_own_weights(small_1_3b: Model) -> None:
-    plan = choose(small_1_3b, "auto", Memory(CUDA, 8 * GIB))
+    plan = choose(small_1_3b, "auto", DeviceMemory(CUDA, 8 * GIB))
     assert plan.acceleration.is_exact
     assert (small_1_3b.settings.width, small_1_3b.settings.height) == (832, 480)
     assert plan.peak < 8 * GIB - GIB // 2
@@ -87,7 +87,7 @@ def test_the_1_3b_network_fits_8_gib_at_480p_with_its_own_weights(small_1_3b: Mo
 
 def test_the_14b_network_fits_24_gib_at_480p_with_its_own_weights() -> None:
     model = model_of_size("wan-14b", "self", ["window_frames=6"])
-    plan = choose(model, "auto", Memory(CUDA, 24 * GIB))
+    plan = choose(model, "auto", DeviceMemory(CUDA, 24 * GIB))
     assert plan.acceleration.is_exact
     assert plan.acceleration.offload_blocks < 40
     assert plan.weights["transformer"] + plan.host > 28e9  # what does not lie here lies there
@@ -105,7 +105,7 @@ def test_no_preset_gives_up_what_it_does_not_say(small_1_3b: Model) -> None:
 
 
 def test_a_plan_says_when_it_changes_the_output(small_1_3b: Model) -> None:
-    memory = Memory(CUDA, 80 * GIB)
+    memory = DeviceMemory(CUDA, 80 * GIB)
     exact, low = (describe_plan(choose(small_1_3b, name, memory), small_1_3b, memory) for name in ("quality", "low"))
     assert "exact weights" in exact
     assert "int8 weights (which changes the output)" in low
@@ -115,12 +115,12 @@ def test_where_nothing_fits_the_numbers_and_what_would_fit_are_told() -> None:
     model = model_of_folder(open_model_folder("mini"))
     least = min(plan.peak for plan in plans_of(model, "quality", CPU))
     with pytest.raises(ValueError, match=r"nothing fits .* cache .* MiB\. This would fit: --size \d+x\d+"):
-        choose(model, "quality", Memory(CPU, int(0.9 * CPU_GROWTH * least)))
+        choose(model, "quality", DeviceMemory(CPU, int(0.9 * CPU_GROWTH * least)))
 
 
 def test_what_the_user_fixes_stays(small_1_3b: Model) -> None:
     fixed = {"weights": "fp8", "offload_blocks": 3}
-    plan = choose(small_1_3b, "auto", Memory(CUDA, 80 * GIB), fixed=fixed)
+    plan = choose(small_1_3b, "auto", DeviceMemory(CUDA, 80 * GIB), fixed=fixed)
     assert plan.acceleration == Acceleration.model_validate(fixed)
 
 
@@ -135,7 +135,7 @@ def test_memory_without_a_known_unit_is_refused(text: str) -> None:
         parse_bytes(text)
 
 
-def test_commands_print_plans_and_refuse_what_does_not_fit(
+def test_commands_print_plans_and_load_nothing(
     tiny_model_folder: Path, workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StreamingVideoPipeline, "load", None)  # nothing is loaded
@@ -143,8 +143,6 @@ def test_commands_print_plans_and_refuse_what_does_not_fit(
     assert "everything at the worst moment of each stage" in capsys.readouterr().out
     assert rforce("models", "plan", tiny_model_folder, "--memory", "8GiB", "--height", 64) == 0
     assert "32x64" in capsys.readouterr().out
-    assert rforce("models", "plan", tiny_model_folder, "--memory", "256KiB", "--device", "cpu") == 2
-    assert "nothing fits" in capsys.readouterr().err
     assert rforce("generate", "a ball", "--model", tiny_model_folder, "--preset", "atuo") == 2
     assert "did you mean 'auto'" in capsys.readouterr().err
     assert list(workplace.iterdir()) == []

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from reward_forcing.streaming.acceleration import Acceleration
     from reward_forcing.streaming.memory_needs import Model
-    from reward_forcing.streaming.memory_plan import Memory
+    from reward_forcing.streaming.memory_plan import DeviceMemory
     from reward_forcing.streaming.model_folder import ModelFolder
 
 
@@ -45,25 +45,25 @@ def print_plan(folder: "ModelFolder", preset: str | None, changes: Sequence[str]
     print(plan_table(model_of_folder(folder), preset or "auto", free_memory(_device(None)), changes))
 
 
-def plan_table(model: "Model", preset: str, memory: "Memory", changes: Sequence[str], batch: int = 1) -> str:
+def plan_table(model: "Model", preset: str, memory: "DeviceMemory", changes: Sequence[str], batch: int = 1) -> str:
     """What `choose` finds, as a table; raises ValueError where nothing fits."""
     from reward_forcing.streaming.memory_plan import choose, describe_plan
 
     return describe_plan(choose(model, preset, memory, batch, _fixed(changes)), model, memory, batch)
 
 
-def memory_of(amount: str | None, device: str | None) -> "Memory":
+def memory_of(amount: str | None, device: str | None) -> "DeviceMemory":
     """The memory that is planned for: so much of a device's, or what is free on this machine.
 
     An amount by itself is a GPU's.
     """
     import torch
 
-    from reward_forcing.streaming.memory_plan import Memory, free_memory, parse_bytes
+    from reward_forcing.streaming.memory_plan import DeviceMemory, free_memory, parse_bytes
 
     if amount is None:
         return free_memory(_device(device))
-    return Memory(torch.device(device or "cuda"), parse_bytes(amount))
+    return DeviceMemory(torch.device(device or "cuda"), parse_bytes(amount))
 
 
 def _fixed(changes: Sequence[str]) -> dict[str, Any]:

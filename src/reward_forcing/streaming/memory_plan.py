@@ -52,7 +52,7 @@ class Preset(StrEnum):
 
 
 @dataclass(frozen=True)
-class Memory:
+class DeviceMemory:
     """A device's memory in bytes: what is free, and of that what a stream may hold."""
 
     device: torch.device
@@ -67,7 +67,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What a stream takes on the device, in bytes. weights: by part. stages: everything alive at the worst moment of
     each. host: weights that lie in host memory beside it."""
 
@@ -89,11 +89,11 @@ def precision_on(device: torch.device, dtype: torch.dtype | None = None) -> Prec
     return Precision(transformer, dtype or fastest_dtype(device))
 
 
-def free_memory(device: torch.device) -> Memory:
+def free_memory(device: torch.device) -> DeviceMemory:
     """What is free on this machine's device now."""
     if device.type == "cuda":
-        return Memory(device, torch.cuda.mem_get_info(device)[0])
-    return Memory(device, psutil.virtual_memory().available)
+        return DeviceMemory(device, torch.cuda.mem_get_info(device)[0])
+    return DeviceMemory(device, psutil.virtual_memory().available)
 
 
 def parse_bytes(text: str) -> int:
@@ -104,7 +104,9 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def plan_of(model: Model, needs: Needs, acceleration: Acceleration, device: torch.device, precision: Precision) -> Plan:
+def plan_of(
+    model: Model, needs: Needs, acceleration: Acceleration, device: torch.device, precision: Precision
+) -> MemoryPlan:
     """What a stream of a model takes on a device, kept as `acceleration` says."""
     ends, block, unpacked = _transformer_bytes(model, acceleration.weights, precision.transformer)
     layers = model.network.config["num_layers"]
@@ -129,17 +131,17 @@ def plan_of(model: Model, needs: Needs, acceleration: Acceleration, device: torc
         "decode": standing + needs.decoding[acceleration.decode_frames],
     }
     on_host = model.text_bytes if acceleration.offload_text and not released else 0
-    return Plan(acceleration, weights, needs, stages, staged * block + on_host)
+    return MemoryPlan(acceleration, weights, needs, stages, staged * block + on_host)
 
 
 def choose(
     model: Model,
     preset: str,
-    memory: Memory,
+    memory: DeviceMemory,
     batch: int = 1,
     fixed: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-) -> Plan:
+) -> MemoryPlan:
     """The plan of the first candidate of a preset that fits the memory.
 
     fixed: fields of `Acceleration` that are as the user says whatever the candidate. dtype: as for
@@ -172,7 +174,7 @@ def plans_of(
     batch: int = 1,
     fixed: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-) -> Iterator[Plan]:
+) -> Iterator[MemoryPlan]:
     """The plans of a preset's candidates in the order they are tried."""
     if preset not in list(Preset):
         raise ValueError(unknown("preset", preset, list(Preset)))
@@ -198,7 +200,7 @@ def describe_acceleration(how: Acceleration, model: Model) -> str:
     return ", ".join(parts)
 
 
-def describe_plan(plan: Plan, model: Model, memory: Memory, batch: int = 1) -> str:
+def describe_plan(plan: MemoryPlan, model: Model, memory: DeviceMemory, batch: int = 1) -> str:
     """A plan as a table."""
     settings, needs = model.settings, plan.needs
     rows = [*((f"weights: {part}", size) for part, size in plan.weights.items())]
@@ -237,7 +239,7 @@ def _candidates(preset: str, layers: int) -> list[Acceleration]:
             return [*exact, *(how.model_copy(update={"weights": "int8"}) for how in exact[1:])]
 
 
-def _what_would_fit(model: Model, preset: str, memory: Memory, *rest: Any) -> str:
+def _what_would_fit(model: Model, preset: str, memory: DeviceMemory, *rest: Any) -> str:
     """The largest of some smaller sizes, and the shortest window, if they fit."""
     settings, geometry = model.settings, model.geometry
     found: list[str] = []

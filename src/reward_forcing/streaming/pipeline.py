@@ -20,7 +20,7 @@ from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
-from reward_forcing.streaming.acceleration import Acceleration, FrugalDenoiser, load_accelerated
+from reward_forcing.streaming.acceleration import Acceleration, FrugalDenoiser, LowBitLinear, load_accelerated
 from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.given import Clip, Given, Picture, open_given
 from reward_forcing.streaming.methods import StreamingSettings
@@ -122,7 +122,12 @@ class StreamingVideoPipeline:
         return cls(transformer, vae, text_encoder, folder.settings)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
-        """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded."""
+        """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded.
+
+        Raises ValueError for weights in few bits, which have no file format here.
+        """
+        if any(isinstance(module, LowBitLinear) for module in self.transformer.modules()):
+            raise ValueError("weights in few bits are made while loading and never written; load with weights=exact")
         out = Path(out)
         self.text_encoder.save_pretrained(out)
         parts = (self.transformer, self.vae.vae, out / "text_encoder", out / "tokenizer")
