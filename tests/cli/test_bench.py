@@ -79,6 +79,21 @@ def test_a_sweep_is_recorded_and_drawn(tiny_model_folder: Path, tmp_path: Path) 
     assert done.output.count("DiT only") == 2
 
 
+def test_what_changes_the_output_is_measured_beside_the_exact_stream(tiny_model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "quality.json"
+    changes = ("--change", "weights=int8", "--change", "denoising_steps=[1000]", "--change", "offload_blocks=1")
+    done = command("quality", *changes, "--chunks", 2, "--model", tiny_model_folder, "--device", "cpu", "--out", out)
+    assert done.exit_code == 0, done.output
+    tables = {table["name"]: table["values"] for table in json.loads(out.read_text())["results"]}
+    int8, fewer, moved = (
+        tables[f"{name}: relative error of latents by chunk"]
+        for name in ("weights=int8", "denoising_steps=[1000]", "offload_blocks=1")
+    )
+    assert 0 < int8["0"] < fewer["0"]
+    assert set(moved.values()) == {0.0}
+    assert set(tables["offload_blocks=1: PSNR of frames by chunk"].values()) == {None}
+
+
 def test_the_schema_is_printed() -> None:
     assert command("--schema").output == bench_schema()
 
@@ -94,6 +109,8 @@ def test_the_schema_is_printed() -> None:
         (("decoder", "--model", "A", "--decoder", "a.pth"), "'A' is a transformer only"),
         (("--device", "gpu"), "must be cpu, cuda or cuda:N"),
         (("sweep", "--over", "widow"), "did you mean 'window'"),
+        (("quality", "--change", "weights=int9"), "int8"),
+        (("quality", "--change", "weights=fp8-dynamic", "--device", "cpu"), "multiplies float8"),
     ],
 )
 def test_bad_options_are_refused_and_nothing_is_written(

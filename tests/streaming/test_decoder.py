@@ -105,7 +105,7 @@ def test_a_decoder_for_another_vae_is_refused_before_any_weights_load(
     def no_weights(*_: object, **__: object) -> None:
         raise AssertionError("weights were about to be read")
 
-    for load in ("load_transformer", "load_tiny_decoder"):
+    for load in ("load_accelerated", "load_tiny_decoder"):
         monkeypatch.setattr(pipeline_module, load, no_weights)
     torch.save(TinyVAE(sizes).state_dict(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match=message):

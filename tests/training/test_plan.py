@@ -18,7 +18,10 @@ from reward_forcing.cli.main import main
 from reward_forcing.models import attention, layers
 from reward_forcing.models.attention import KV, Past, Prediction, TextContext
 from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.live_bytes import LiveBytes
 from reward_forcing.models.masks import block_causal, teacher_forcing
+from reward_forcing.models.meta_networks import meta_text_encoder, meta_transformer
+from reward_forcing.models.sizes import SIZES
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rewards.base import Rater, Reward
 from reward_forcing.rollout import CacheSettings, KVCache, Rollout, SeededNoise, chunkwise, rolling
@@ -44,9 +47,7 @@ from reward_forcing.training.plan_costs import (
     text_flops,
     walked,
 )
-from reward_forcing.training.plan_memory import LiveBytes
-from reward_forcing.training.plan_networks import meta_text_encoder, meta_transformer
-from reward_forcing.training.plan_sizes import SIZES, refuse_names
+from reward_forcing.training.plan_names import refuse_names
 from reward_forcing.training.plan_workload import EDGES, optimizer_bytes
 from reward_forcing.training.re_dmd import ReDmdSettings
 from reward_forcing.training.rollouts import course_at
@@ -197,8 +198,8 @@ def test_a_course_is_walked_as_it_is_rolled_out(rolls: bool, sees_sink: bool):
             assert [call for is_clean, call in asked.calls if is_clean] == list(clean)
 
 
-def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention by the fused kernel in any dtype, as on a GPU."""
+def fused(query: Tensor, key: Tensor, value: Tensor, log_counts: None = None) -> Tensor:
+    """Attention by the fused kernel in any dtype, as on a GPU, where no text is merged."""
     return scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value))).transpose(1, 2)
 
 
@@ -610,8 +611,8 @@ def test_the_command_prints_json_that_says_the_same(run):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (mini("generator=runs/none"), "dry run needs that file or one of: wan-1.3b, wan-14b, mini"),
-        (mini("text=runs/none"), "dry run needs them or 'wan-2.1'"),
+        (mini("generator=runs/none"), "plan needs that file or one of: wan-1.3b, wan-14b, mini"),
+        (mini("text=runs/none"), "plan needs them or 'wan-2.1'"),
         ([*mini(), "--gpus", "3"], "does not divide into 3 GPUs"),
         ([*mini(), "--gpus", "0"], "gpus must be at least 1"),
         ([*mini(), "--mfu", "2"], "mfu"),

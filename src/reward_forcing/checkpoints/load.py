@@ -2,11 +2,11 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reward_forcing.checkpoints.detect import Checkpoint, open_checkpoint
 from reward_forcing.checkpoints.diffusers import check_fit, empty_network, infer_config
@@ -18,6 +18,9 @@ from reward_forcing.config import nearest
 from reward_forcing.models.wan_dit import WanDiT
 
 _OTHER_SCALES = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern")  # of peft, which change what alpha means
+
+Settle = Callable[[nn.ModuleList, int], None]
+"""Brings a block, given all blocks and its number, from host memory to where and in what form it is to compute."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ def load_transformer(
     device: torch.device | str = "cpu",
     lora: str | Path | None = None,
     lora_alpha: float | None = None,
+    settle: Settle | None = None,
 ) -> WanDiT:
     """The network of a checkpoint, in evaluation mode; its memory no longer depends on the file.
 
@@ -38,8 +42,9 @@ def load_transformer(
     which: role of a file that holds several networks (generator, generator_ema, critic); None takes the generator.
     heads: needed where neither a config.json nor the width tells. dtype: None keeps the file's, another is applied as
     `WanDiT.to_mixed` does. lora, lora_alpha: see `with_lora`. One tensor is read at a time, so that no second copy of
-    the network is ever in memory. Raises FileNotFoundError, or ValueError for a damaged or foreign file and for weights
-    that do not fit, in either case before any weight is read.
+    the network is ever in memory. settle: is given every block as soon as it is read, so that the network may be
+    larger, as it is stored, than the memory it goes to. Raises FileNotFoundError, or ValueError for a damaged or
+    foreign file and for weights that do not fit, in either case before any weight is read.
     """
     checkpoint = open_checkpoint(resolve(path, TRANSFORMER_FILES))
     network, parameters = open_network(checkpoint, which, heads)
@@ -47,10 +52,19 @@ def load_transformer(
         parameters = with_lora(parameters, lora, lora_alpha)
     keep = WanDiT._keep_in_fp32_modules if dtype is not None else ()
 
-    def read(name: str) -> Tensor:
-        return parameters[name].read().to(device, torch.float32 if any(part in name for part in keep) else dtype)
+    def read(name: str, where: torch.device | str) -> Tensor:
+        return parameters[name].read().to(where, torch.float32 if any(part in name for part in keep) else dtype)
 
-    network.load_state_dict({name: read(name) for name in parameters}, assign=True)
+    if settle is None:
+        network.load_state_dict({name: read(name, device) for name in parameters}, assign=True)
+        return network.eval()
+    for number, block in enumerate(network.blocks):
+        of_block = [name for name in parameters if name.startswith(f"blocks.{number}.")]
+        block.load_state_dict({name.split(".", 2)[2]: read(name, "cpu") for name in of_block}, assign=True)
+        block.eval()
+        settle(network.blocks, number)
+    ends = {name: read(name, device) for name in parameters if not name.startswith("blocks.")}
+    network.load_state_dict(ends, strict=False, assign=True)
     return network.eval()
 
 

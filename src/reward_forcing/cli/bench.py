@@ -11,6 +11,8 @@ import typer
 from reward_forcing.logs import console
 
 if TYPE_CHECKING:
+    import torch
+
     from reward_forcing.benchmarks.pairs import Opponent
     from reward_forcing.benchmarks.record import DecoderBeside, Recorder, SideBySide, Streamed
     from reward_forcing.benchmarks.subjects import Subject
@@ -157,6 +159,41 @@ def measure_decoder(
     _finish(recorder, as_json)
 
 
+@app.command()
+def quality(
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--change", help="'weights=int8', 'denoising_steps=[1000, 500]', .. Repeatable."),
+    ] = None,
+    chunks: Annotated[int, typer.Option(min=1, help="Chunks of each stream.")] = 7,
+    model: Annotated[str, typer.Option(help="A bundled model, a folder or a hub id.")] = "mini",
+    method: Method = None,
+    seed: Seed = 0,
+    device: Device = None,
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what options that change the output change, beside the exact stream of the same noise."""
+    from reward_forcing.benchmarks.quality import OPTIONS, check_option, streamed
+    from reward_forcing.benchmarks.quality import quality as compare
+    from reward_forcing.benchmarks.record import Recorder
+    from reward_forcing.streaming.model_folder import open_model_folder
+
+    wanted, where = options or OPTIONS, _where(device)
+    for option in wanted:
+        how, changes = check_option(option)
+        how.check(where)
+        open_model_folder(model, method, None, changes)
+    recorder = Recorder(out, f"rforce {shlex.join(sys.argv[1:])}", seed)
+    exact = streamed(model, method, None, chunks, seed, str(where))
+    for option in wanted:
+        for table in compare(option, exact, streamed(model, method, option, chunks, seed, str(where))):
+            recorder.add(table)
+            values = " ".join("equal" if value is None else f"{value:.3g}" for value in table.values.values())
+            _print(f"{table.name}: {values} {table.unit.removeprefix('1')}".rstrip(), as_json)
+    _finish(recorder, as_json)
+
+
 def tell(line: str) -> None:
     """A line of progress, on stderr."""
     console().print(line, markup=False, soft_wrap=True)
@@ -219,11 +256,19 @@ def _open(
     **how: Any,
 ) -> "tuple[Subject, Recorder]":
     """The subject and the record, everything checked before weights are made or read. how: see `open_subject`."""
-    import torch
-    import transformers
-
     from reward_forcing.benchmarks.record import Recorder
     from reward_forcing.benchmarks.subjects import check_subject, open_subject
+
+    where, changes = _where(device), changes or []
+    check_subject(model, precision, method, changes, how.get("decoder"))
+    recorder = Recorder(out, f"rforce {shlex.join(sys.argv[1:])}", seed)
+    return open_subject(model, precision, method, changes, seed, batch, where, **how), recorder
+
+
+def _where(device: str | None) -> "torch.device":
+    """The device to measure on, if it is there."""
+    import torch
+    import transformers
 
     transformers.utils.logging.disable_progress_bar()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -231,10 +276,7 @@ def _open(
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got '{device}'")
     if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch finds no GPU here; use --device cpu")
-    changes = changes or []
-    check_subject(model, precision, method, changes, how.get("decoder"))
-    recorder = Recorder(out, f"rforce {shlex.join(sys.argv[1:])}", seed)
-    return open_subject(model, precision, method, changes, seed, batch, device, **how), recorder
+    return torch.device(device)
 
 
 def _print(text: str, as_json: bool) -> None:

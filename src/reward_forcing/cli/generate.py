@@ -67,9 +67,17 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="FILE.mp4, .webm or .gif, or a folder of images.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
     scale: Annotated[int | None, typer.Option(help="Enlarge the frames so many times. [default: up to 384]")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Fit the memory: auto, quality, fast or low. [default: auto on a GPU]")
+    ] = None,
+    accelerate: Annotated[
+        list[str] | None, typer.Option(help="How weights are kept: 'weights=int8', 'offload_blocks=10'. Repeatable.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what memory it would take, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Make a video of a prompt. The file plays at any moment, however the command ends."""
+    from reward_forcing.cli.memory import acceleration_for, print_plan
     from reward_forcing.processes import device_called, from_first, join_world
     from reward_forcing.rollout import SeededNoise
     from reward_forcing.streaming.given import open_given
@@ -93,6 +101,9 @@ def generate(
     folder = open_model_folder(model, method, weights, changes, decoder)
     if pixels is not None:
         folder = folder.resized(*pixels)
+    if plan:
+        print_plan(folder, preset, accelerate or ())
+        return
     taken = {"image": image, "video": video, "seconds": video_seconds, "shown": not only_new}
     given = open_given(folder.geometry, folder.latent_channels, **taken)
     if only_new and given is None:
@@ -103,8 +114,9 @@ def generate(
         known = (given.latent_frames, given.hidden_frames) if given else ()
         timeline.check_reached(last_start(folder.geometry, length, *known))
     scale = _scale(folder, scale)
+    how = acceleration_for(folder, preset, accelerate or (), quiet=not world.is_first)
 
-    place = {"vae_device": vae_device, "world": world}
+    place = {"vae_device": vae_device, "world": world, "acceleration": how}
     recording = _make(folder, timeline, length, seed, out, overwrite, scale, given, source, place, quiet=as_json)
     report = _report(folder, timeline, recording) | {"path": str(out), "model": model, "seed": seed, "scale": scale}
     report["given"] = source

@@ -129,6 +129,35 @@ def describe(found: "CheckpointInfo") -> str:
 
 
 @app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="A model folder, bundled model or hub id; or wan-1.3b, wan-14b.")],
+    memory: Annotated[str | None, typer.Option(help="Of a GPU, as 8GiB. [default: free here]")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu. [default: cuda with --memory]")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. [default: the model's]")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Videos side by side.")] = 1,
+    preset: Annotated[str, typer.Option(help="auto, quality, fast or low.")] = "auto",
+    method: Annotated[str | None, typer.Option(help="How it streams. [default: the model's]")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Change a setting. Repeatable.")] = None,
+    accelerate: Annotated[list[str] | None, typer.Option(help="As 'weights=int8'. Repeatable.")] = None,
+) -> None:
+    """Tell what memory a stream takes, stage by stage, and what fits; no weights are read."""
+    from reward_forcing.cli.memory import memory_of, plan_table
+    from reward_forcing.models.sizes import SIZES
+    from reward_forcing.streaming.memory_needs import model_of_folder, model_of_size
+    from reward_forcing.streaming.model_folder import BUNDLED, open_model_folder
+
+    of_size = model in SIZES and model != BUNDLED and not Path(model).exists()
+    known = (
+        model_of_size(model, method, changes or ())
+        if of_size
+        else model_of_folder(open_model_folder(model, method, None, changes or ()))
+    )
+    sizes = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
+    print(plan_table(known.changed(**sizes), preset, memory_of(memory, device), accelerate or (), batch))
+
+
+@app.command()
 def bundle(
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
     transformer: Annotated[Path, typer.Option(help="A trained transformer/ folder.")],

@@ -8,7 +8,7 @@ import typer
 
 from reward_forcing.cli.train_plan import print_plan
 from reward_forcing.training import load_stage_settings, run_worker
-from reward_forcing.training.plan_sizes import refuse_names
+from reward_forcing.training.plan_names import refuse_names
 
 
 def train(

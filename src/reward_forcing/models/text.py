@@ -12,6 +12,7 @@ from pathlib import Path
 import ftfy
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 
 MAX_TOKENS = 512  # Wan2.1's text length; a tokenizer may ask for less, never for more
@@ -30,6 +31,9 @@ class TextEncoder:
 
     The rows beyond the end are zeroed because Wan attends to all of them without a mask, and UMT5 leaves non-zero
     values there. The encoder's weights are read on the first call and again on the first call after `release`.
+
+    offload: the weights take no room on the device but for the layer that computes; they lie in host memory, and where
+    the device is the host they are released after every call. The embeddings are the same.
     """
 
     def __init__(
@@ -39,10 +43,14 @@ class TextEncoder:
         source: Path | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
+        offload: bool = False,
     ) -> None:
         """Wrap a tokenizer and an encoder (or None, to read it lazily from the folder `source`)."""
-        if encoder is None and source is None:
-            raise ValueError("TextEncoder needs an encoder, or a source folder to read one from")
+        if source is None and (encoder is None or offload):
+            raise ValueError(
+                "TextEncoder needs an encoder, or a source folder to read one from, which offload asks for"
+            )
+        self._offload = offload
         self.tokenizer = tokenizer
         self.text_len = min(int(tokenizer.model_max_length), MAX_TOKENS)
         self.device = torch.device(device)
@@ -52,7 +60,12 @@ class TextEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        offload: bool = False,
     ) -> "TextEncoder":
         """The encoder of a model folder that holds `text_encoder/` and `tokenizer/`; dtype None keeps the file's.
 
@@ -66,7 +79,7 @@ class TextEncoder:
                     "as diffusers writes it"
                 )
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        return cls(tokenizer, None, folder / "text_encoder", device, dtype)
+        return cls(tokenizer, None, folder / "text_encoder", device, dtype, offload)
 
     def __call__(self, prompts: list[str]) -> Tensor:
         """Embeddings [B, text_len, text_dim], float32 on the encoder's device, of prompts cleaned by `clean_prompt`.
@@ -77,10 +90,16 @@ class TextEncoder:
         if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"expected a non-empty list of prompts, got {prompts!r}; wrap a single prompt in a list")
         tokens = self._tokenise([clean_prompt(prompt) for prompt in prompts])
-        ids = tokens["input_ids"].to(self.device)
         mask = tokens["attention_mask"].to(self.device)  # [B, text_len], 1 up to the prompt's end
         with torch.no_grad():
-            hidden = self._load()(input_ids=ids, attention_mask=mask).last_hidden_state
+            encoder = self._load()
+            if self._offload:  # looked up in host memory: the table is larger than all layers that compute at a time
+                words = embedding(tokens["input_ids"], encoder.get_input_embeddings().weight)  # pyright: ignore
+                hidden = encoder(inputs_embeds=words.to(self.device), attention_mask=mask).last_hidden_state
+            else:
+                hidden = encoder(input_ids=tokens["input_ids"].to(self.device), attention_mask=mask).last_hidden_state
+        if self._offload and self.device.type == "cpu":
+            self.release()
         # torch.where, not a product: a NaN in a padded row must not survive
         return torch.where(mask.bool()[..., None], hidden.float(), torch.zeros((), device=self.device))
 
@@ -128,4 +147,10 @@ class TextEncoder:
         return self._encoder
 
     def _prepare(self, encoder: UMT5EncoderModel) -> UMT5EncoderModel:
-        return encoder.eval().requires_grad_(False).to(self.device)  # pyright: ignore[reportArgumentType]
+        encoder.eval().requires_grad_(False)
+        if not self._offload:
+            return encoder.to(self.device)  # pyright: ignore[reportArgumentType]
+        from diffusers.hooks.group_offloading import apply_group_offloading
+
+        apply_group_offloading(encoder, self.device, torch.device("cpu"), offload_type="leaf_level")
+        return encoder

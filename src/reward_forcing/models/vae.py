@@ -119,20 +119,21 @@ class StreamingVAE:
         assert state is not None, frames.shape
         return self.normalise(torch.cat(means, dim=1)), state
 
-    @torch.no_grad()
     def decode(self, latents: Tensor, state: VAEState | None = None) -> tuple[Tensor, VAEState]:
         """Frames [B, T, 3, H, W] in [0, 1], float32, of the next latents, and the state after them.
 
-        latents: [B, F, C, h, w]; T = 1 + r (F - 1) where the stream begins (`state` None), then T = r F.
+        latents: [B, F, C, h, w]; T = 1 + r (F - 1) where the stream begins (`state` None), then T = r F. A state that
+        nobody else holds is given back layer by layer, so that there are never two of them in memory.
         Raises ValueError for no frames, another number of channels, or the state of another stream shape.
         """
         check_latents(latents, self.vae.config["z_dim"], "decoder", state)
         frames: list[Tensor] = []
         walk = self._decode_walk()
-        for part in self.denormalise(latents.to(self.vae.device)).split(self.pass_frames, dim=1):
-            tape = Tape("decoder", state, keeps=True)
-            frames.append(walk(self.vae, part.to(self.vae.dtype), tape).float().clamp(0.0, 1.0))
-            state = tape.state()
+        with torch.no_grad():  # no decorator, which would hold on to the state
+            for part in self.denormalise(latents.to(self.vae.device)).split(self.pass_frames, dim=1):
+                tape, state = Tape("decoder", state, keeps=True), None
+                frames.append(walk(self.vae, part.to(self.vae.dtype), tape).float().clamp(0.0, 1.0))
+                state = tape.state()
         assert state is not None, latents.shape
         return torch.cat(frames, dim=1), state
 

@@ -8,6 +8,7 @@ B batch, c channels, t frames at the current rate, T pixel frames, H W pixel siz
 h w latent size. A clip of F latent frames has T = 1 + r (F - 1) pixel frames; r is the temporal factor (4 in Wan).
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,14 +54,14 @@ class Tape:
         self.kind = kind
         self.activate = activate or normed_silu
         self.is_first = state is None
-        self._past = iter(state.features if state is not None else ())
+        self._past = deque(state.features if state is not None else ())
         self._keeps = keeps
         self._kept: list[Tensor] = []
 
     def extend(self, x: Tensor, frames: int, pad: bool = True) -> Tensor:
         """`x` [B, c, t, ...] behind the `frames` frames before it: at a clip's start zeros, or none without `pad`."""
         if not self.is_first:
-            x = torch.cat([next(self._past), x], dim=2)
+            x = torch.cat([self._past.popleft(), x], dim=2)
         elif pad:
             x = F.pad(x, (0, 0, 0, 0, frames, 0))
         if self._keeps:

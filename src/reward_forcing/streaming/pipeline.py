@@ -16,15 +16,14 @@ from typing import Any, Self, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from reward_forcing.checkpoints.load import load_transformer
 from reward_forcing.checkpoints.tiny_vae import load_tiny_decoder
 from reward_forcing.models.attention import TextContext
-from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.processes import ALONE, World, computed_by_first
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
+from reward_forcing.streaming.acceleration import Acceleration, FrugalDenoiser, LowBitLinear, load_accelerated
 from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.given import Clip, Given, Picture, open_given
 from reward_forcing.streaming.methods import StreamingSettings
@@ -103,13 +102,14 @@ class StreamingVideoPipeline:
         dtype: torch.dtype | None = None,
         vae_device: torch.device | str | None = None,
         world: World = ALONE,
+        acceleration: Acceleration | None = None,
     ) -> Self:
         """The pipeline of a model folder, a bundled model or a hub id; see `open_model_folder` and `load`.
 
         settings: in place of the method's and the model's, such as `{"sink": EmaSink(alpha=0.9)}`.
         """
         folder = open_model_folder(model, method, weights, settings, decoder)
-        return cls.load(folder, device, dtype, vae_device, world)
+        return cls.load(folder, device, dtype, vae_device, world, acceleration)
 
     @classmethod
     def load(
@@ -119,15 +119,20 @@ class StreamingVideoPipeline:
         dtype: torch.dtype | None = None,
         vae_device: torch.device | str | None = None,
         world: World = ALONE,
+        acceleration: Acceleration | None = None,
     ) -> Self:
         """The pipeline of a folder that has been looked through; this is what reads the weights.
 
         device: None takes a GPU where there is one. dtype: of the transformer, the VAE and a decoder in its place; None
         takes bfloat16 on a GPU and float32 on a CPU, where the VAE and the decoder take the fastest. vae_device: where
         frames are decoded, None for `device`; on another GPU a chunk is decoded while the next one is denoised.
-        Raises ValueError for more processes in `world` than the model can be shared by.
+        acceleration: how the parts are kept in memory, all on the device as they are if not given; `memory_plan`
+        chooses one.
+        Raises ValueError for more processes in `world` than the model can be shared by, and for an acceleration that
+        this machine cannot give.
         """
         check_divides(folder, world)
+        how = acceleration or Acceleration()
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if folder.trained_for not in (None, folder.settings.method):
             logger.warning(
@@ -135,17 +140,24 @@ class StreamingVideoPipeline:
                 f"'{folder.settings.method}'"
             )
         network_dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        transformer = load_transformer(folder.transformer, heads=folder.heads, dtype=network_dtype, device=device)
+        of_file = {"heads": folder.heads, "dtype": network_dtype, "device": device}
+        transformer = load_accelerated(folder.transformer, how, **of_file)
         decodes_on = vae_device or device if world.is_first else "meta"
         vae = StreamingVAE.from_pretrained(folder.path / "vae", dtype, decodes_on)
-        text_encoder = TextEncoder.from_pretrained(folder.path, device=device)
-        if world.is_first:
+        vae.pass_frames = how.decode_frames
+        text_encoder = TextEncoder.from_pretrained(folder.path, device=device, offload=how.offload_text)
+        if world.is_first and not how.offload_text:
             text_encoder.load()
         decoder = None if folder.decoder is None else load_tiny_decoder(folder.decoder, dtype, decodes_on)
-        return cls(transformer.requires_grad_(False), vae, text_encoder, folder.settings, decoder, world)
+        return cls(transformer, vae, text_encoder, folder.settings, decoder, world)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
-        """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded."""
+        """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded.
+
+        Raises ValueError for weights in few bits, which have no file format here.
+        """
+        if any(isinstance(module, LowBitLinear) for module in self.transformer.modules()):
+            raise ValueError("weights in few bits are made while loading and never written; load with weights=exact")
         out = Path(out)
         self.text_encoder.save_pretrained(out)
         parts = (self.transformer, self.vae.vae, out / "text_encoder", out / "tokenizer")
@@ -196,7 +208,7 @@ class StreamingVideoPipeline:
         shape = (channels, geometry.latent_height, geometry.latent_width)
 
         def make_rollout(text: TextContext) -> Rollout:
-            denoiser, cache = Denoiser(self.transformer), KVCache.empty(self.settings.cache)
+            denoiser, cache = FrugalDenoiser(self.transformer), KVCache.empty(self.settings.cache)
             context_noise = self.settings.context_noise
             where = {"device": weight.device, "dtype": weight.dtype}
             passes = self.settings.passes()

@@ -161,12 +161,17 @@ class VideoStream(Iterator[VideoChunk]):
             with self._measure("dit"):
                 latents = next(self.rollout).latents if given is None else given
             with self._measure("decode"):
-                before = self.vae_state
-                frames, self.vae_state = self._decoder.decode(latents, before)
-                if before is None:
+                is_first = self.vae_state is None
+                frames, self.vae_state = self._decoder.decode(latents, self._hand_over_state())
+                if is_first:
                     _wait_for(frames.device)  # as a viewer waits for the first frames
             self._clips.keep(frames)
         return start, frames, given is not None
+
+    def _hand_over_state(self) -> VAEState | None:
+        """The decoder's state, which the stream holds no more: the decoder may give its memory back."""
+        state, self.vae_state = self.vae_state, None
+        return state
 
     def last_start(self, seconds: float) -> float:
         """When the last chunk of a video of `seconds` begins, see `last_start`."""

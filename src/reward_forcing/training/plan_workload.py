@@ -16,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import UMT5Config
 
 from reward_forcing.config import unknown
+from reward_forcing.models.live_bytes import LiveBytes
+from reward_forcing.models.meta_networks import meta_text_encoder, meta_transformer, meta_vae
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.training.dmd import DmdSettings
@@ -37,8 +39,6 @@ from reward_forcing.training.plan_costs import (
     skipped_text_flops,
     text_flops,
 )
-from reward_forcing.training.plan_memory import LiveBytes
-from reward_forcing.training.plan_networks import meta_text_encoder, meta_transformer, meta_vae
 from reward_forcing.training.plan_rollouts import chunk_by_chunk, rolling_windows, running_videos
 from reward_forcing.training.re_dmd import ReDmdSettings
 from reward_forcing.training.settings import StageSettings, TrainSettings

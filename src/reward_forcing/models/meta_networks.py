@@ -1,6 +1,6 @@
-"""Networks of a plan: built on the meta device from their configuration, so that no weights are read or made.
+"""Networks without storage, for plans: built on the meta device from their configuration, so that no weights are read.
 
-A network is named by a folder with a config.json, or by one of `plan_sizes.SIZES`. Knows no training and no cost.
+A network is named by a folder with a config.json, or by one of `sizes.SIZES`. Knows no cost.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from transformers import UMT5Config, UMT5EncoderModel
 
+from reward_forcing.models.sizes import PUBLISHED, SIZES
 from reward_forcing.models.text import MAX_TOKENS
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.training.plan_sizes import PUBLISHED, SIZES
 
 UMT5_XXL: dict[str, Any] = {
     "vocab_size": 256384,
@@ -39,7 +39,7 @@ def meta_transformer(source: Path) -> WanDiT:
     else:
         names = ", ".join(SIZES)
         raise FileNotFoundError(
-            f"no transformer in '{source}' (config.json is missing); a dry run needs that file or one of: {names}"
+            f"no transformer in '{source}' (config.json is missing); a plan needs that file or one of: {names}"
         )
     with torch.device("meta"):
         network = WanDiT.from_config(config)
@@ -61,7 +61,7 @@ def meta_text_encoder(folder: Path) -> tuple[UMT5EncoderModel, int]:
         config, length = UMT5Config(**UMT5_XXL), MAX_TOKENS
     else:
         raise FileNotFoundError(
-            f"no text_encoder/config.json and tokenizer/ under '{folder}'; a dry run needs them or '{PUBLISHED}'"
+            f"no text_encoder/config.json and tokenizer/ under '{folder}'; a plan needs them or '{PUBLISHED}'"
         )
     with torch.device("meta"):
         return UMT5EncoderModel(config).eval(), length
@@ -78,7 +78,7 @@ def meta_vae(folder: Path) -> AutoencoderKLWan:
         config = {}
     else:
         raise FileNotFoundError(
-            f"no VAE in '{folder}' (config.json is missing); a dry run needs that file or '{PUBLISHED}'"
+            f"no VAE in '{folder}' (config.json is missing); a plan needs that file or '{PUBLISHED}'"
         )
     with torch.device("meta"):
         vae = AutoencoderKLWan.from_config(config)

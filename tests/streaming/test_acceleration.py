@@ -1,0 +1,133 @@
+"""A transformer in less memory: what only moves changes no video, what rounds changes it little and says so."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from reward_forcing.models.attention import Past
+from reward_forcing.models.denoiser import Denoiser
+from reward_forcing.models.live_bytes import LiveBytes
+from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.streaming.acceleration import (
+    Acceleration,
+    FrugalDenoiser,
+    LowBitLinear,
+    is_offloaded,
+    load_accelerated,
+)
+from reward_forcing.streaming.pipeline import StreamingVideoPipeline
+
+SECONDS = 1.5
+
+
+def frames_of(folder: Path, **how: object) -> torch.Tensor:
+    pipeline = StreamingVideoPipeline.from_pretrained(
+        folder, device="cpu", dtype=torch.float32, acceleration=Acceleration.model_validate(how)
+    )
+    return pipeline.generate("a red ball bounces", SECONDS, at={0.5: "a blue square slides"})
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_model_folder: Path) -> torch.Tensor:
+    return frames_of(tiny_model_folder)
+
+
+@pytest.mark.parametrize(
+    "how", [{"offload_blocks": 1}, {"offload_blocks": 2}, {"offload_blocks": 99}, {"offload_text": True}]
+)
+def test_what_is_offloaded_changes_no_video(tiny_model_folder: Path, exact: torch.Tensor, how: dict[str, int]) -> None:
+    assert torch.equal(frames_of(tiny_model_folder, **how), exact)
+
+
+def test_decoding_fewer_frames_at_a_time_changes_no_video(tiny_model_folder: Path, exact: torch.Tensor) -> None:
+    torch.testing.assert_close(frames_of(tiny_model_folder, decode_frames=1), exact, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5])
+def test_blocks_that_visit_in_any_order_compute_what_they_hold(
+    tiny_dit: Callable[..., WanDiT], tmp_path: Path, blocks: int
+) -> None:
+    tiny_dit(num_layers=blocks).save_pretrained(tmp_path)
+    plain, staged = (
+        load_accelerated(tmp_path, how, heads=None, dtype=torch.float32, device=torch.device("cpu"))
+        for how in (Acceleration(), Acceleration(offload_blocks=blocks))
+    )
+    text = torch.randn(1, 3, plain.config["num_attention_heads"] * plain.config["attention_head_dim"])
+    for number in (0, blocks - 1, 0, blocks // 2, blocks - 1):
+        for one, other in zip(*(n.blocks[number].encode_text(text) for n in (plain, staged)), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_offloaded_blocks_are_spread_and_as_many_as_asked() -> None:
+    assert [number for number in range(8) if is_offloaded(number, 8, 2)] == [3, 7]
+    assert all(sum(is_offloaded(number, 30, count) for number in range(30)) == count for count in range(31))
+    assert sum(is_offloaded(number, 4, 9) for number in range(4)) == 4
+
+
+@pytest.mark.parametrize(("weights", "most"), [("int8", 0.05), ("int8-dynamic", 0.1), ("fp8", 0.15)])
+def test_low_bit_weights_change_frames_little(
+    tiny_model_folder: Path, exact: torch.Tensor, weights: str, most: float
+) -> None:
+    difference = (frames_of(tiny_model_folder, weights=weights) - exact).norm() / exact.norm()
+    assert 0 < difference < most
+
+
+def test_only_the_matrices_of_blocks_are_stored_in_few_bits_and_never_written(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    how = Acceleration(weights="int8", offload_blocks=1)
+    pipeline = StreamingVideoPipeline.from_pretrained(tiny_model_folder, device="cpu", acceleration=how)
+    with pytest.raises(ValueError, match="load with weights=exact"):
+        pipeline.save_pretrained(tmp_path)
+    network = pipeline.transformer
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            assert (type(module) is LowBitLinear) == name.startswith("blocks."), name
+    assert {p.dtype for name, p in network.named_parameters() if "norm" in name} == {torch.float32}
+
+
+def test_without_torchao_the_extra_is_named_before_weights_are_read(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setattr("reward_forcing.streaming.acceleration.load_transformer", None)
+    with pytest.raises(ValueError, match=r"pip install reward-forcing\[quant\]"):
+        frames_of(tiny_model_folder, weights="int8")
+
+
+def test_what_this_machine_cannot_multiply_is_refused(tiny_model_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs a GPU that multiplies float8"):
+        frames_of(tiny_model_folder, weights="fp8-dynamic")
+
+
+def test_keys_rotated_layer_by_layer_are_the_keys_rotated_at_once(tiny_dit: Callable[..., WanDiT]) -> None:
+    network = tiny_dit()
+    config = network.config
+    size = (config["num_layers"], 2, 4, 4, config["num_attention_heads"], config["attention_head_dim"])
+    past = Past(torch.randn(size), torch.randn(size), torch.arange(4), torch.arange(4, 6))
+    whole, frugal = (kind(network).rotate(past, (4, 4)) for kind in (Denoiser, FrugalDenoiser))
+    assert torch.equal(whole.keys, frugal.keys)
+    assert frugal.rotated
+    assert FrugalDenoiser(network).rotate(replace(frugal), (4, 4)).keys is frugal.keys
+
+
+def test_a_decoder_state_that_nobody_holds_is_never_there_twice(tiny_model_folder: Path) -> None:
+    vae = StreamingVideoPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype=torch.float32).vae
+    latents = torch.randn(1, 1, 4, 16, 16)
+    held = [vae.decode(latents)[1] for _ in range(2)]
+    size = sum(tensor.nbytes for tensor in held[0].features)
+    peaks = []
+    for given_up in (False, True):
+        with LiveBytes() as live:
+            state = [vae.decode(latents)[1]]
+            live.peak = live.live
+            kept = None if given_up else state[0]
+            vae.decode(latents, state.pop())
+            peaks.append(live.peak)
+            del kept
+    assert peaks[0] - peaks[1] > size / 2

@@ -1,0 +1,148 @@
+"""A plan is told from headers and agrees with what the loaded objects hold, to the byte where that can be."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from commands import rforce
+
+from reward_forcing.benchmarks.work import held_bytes
+from reward_forcing.streaming.acceleration import Acceleration, stored_tensors
+from reward_forcing.streaming.memory_needs import Model, model_of_folder, model_of_size, needs_of
+from reward_forcing.streaming.memory_plan import (
+    CPU_GROWTH,
+    DeviceMemory,
+    Preset,
+    choose,
+    describe_plan,
+    parse_bytes,
+    plan_of,
+    plans_of,
+    precision_on,
+)
+from reward_forcing.streaming.model_folder import open_model_folder
+from reward_forcing.streaming.pipeline import StreamingVideoPipeline
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def small_1_3b() -> Model:
+    """The 1.3B network as its plan needs a window of two chunks."""
+    return model_of_size("wan-1.3b", "self", ["window_frames=6"])
+
+
+def planned(folder: Path | str, how: Acceleration, **changes: object) -> tuple[Model, object]:
+    model = model_of_folder(open_model_folder(folder, changes=changes))
+    precision = precision_on(CPU)
+    return model, plan_of(model, needs_of(model, precision), how, CPU, precision)
+
+
+def bytes_of(*modules: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for module in modules for tensor in stored_tensors(module))
+
+
+@pytest.mark.parametrize("weights", ["exact", "int8", "fp8"])
+@pytest.mark.parametrize("of", ["tiny", "mini"])
+def test_planned_weights_are_those_that_are_loaded(tiny_model_folder: Path, weights: str, of: str) -> None:
+    folder = tiny_model_folder if of == "tiny" else "mini"
+    how = Acceleration.model_validate({"weights": weights, "offload_text": weights != "exact"})
+    _, plan = planned(folder, how)
+    pipeline = StreamingVideoPipeline.from_pretrained(folder, device="cpu", acceleration=how)
+    assert plan.weights["transformer"] == bytes_of(pipeline.transformer)
+    assert plan.weights["VAE"] == bytes_of(pipeline.vae.vae)
+    encoder = pipeline.text_encoder._encoder
+    assert plan.weights["text encoder"] == (bytes_of(encoder) if encoder else 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"window_frames": 4},
+        {"sink": {"kind": "none"}},
+        {"sink": {"kind": "static", "frames": 2}, "schedule": "rolling"},
+        {"clean_pass_sees_sink": False},
+    ],
+)
+def test_planned_cache_and_decoder_state_are_what_a_stream_holds(
+    tiny_model_folder: Path, changes: dict[str, object]
+) -> None:
+    _, plan = planned(tiny_model_folder, Acceleration(), **changes)
+    stream = StreamingVideoPipeline.from_pretrained(tiny_model_folder, settings=changes, device="cpu").stream("a ball")
+    for _ in range(6):
+        next(stream)
+    assert plan.needs.cache == held_bytes(stream.rollout.cache)
+    assert plan.needs.context == held_bytes(stream.rollout.text)
+    assert plan.needs.state == held_bytes(stream.vae_state)
+
+
+def test_the_1_3b_network_fits_8_gib_at_480p_with_its_own_weights(small_1_3b: Model) -> None:
+    plan = choose(small_1_3b, "auto", DeviceMemory(CUDA, 8 * GIB))
+    assert plan.acceleration.is_exact
+    assert (small_1_3b.settings.width, small_1_3b.settings.height) == (832, 480)
+    assert plan.peak < 8 * GIB - GIB // 2
+
+
+def test_the_14b_network_fits_24_gib_at_480p_with_its_own_weights() -> None:
+    model = model_of_size("wan-14b", "self", ["window_frames=6"])
+    plan = choose(model, "auto", DeviceMemory(CUDA, 24 * GIB))
+    assert plan.acceleration.is_exact
+    assert plan.acceleration.offload_blocks < 40
+    assert plan.weights["transformer"] + plan.host > 28e9  # what does not lie here lies there
+
+
+def test_no_preset_gives_up_what_it_does_not_say(small_1_3b: Model) -> None:
+    plans = {preset: [plan.acceleration for plan in plans_of(small_1_3b, preset, CUDA)] for preset in Preset}
+    assert plans["auto"][0] == plans["quality"][0] == plans["fast"][0] == Acceleration()
+    assert all(how.is_exact for how in plans["quality"])
+    assert not any(how.offload_blocks or how.offload_text for how in plans["fast"])
+    last_exact = max(number for number, how in enumerate(plans["auto"]) if how.is_exact)
+    assert all(how.is_exact for how in plans["auto"][: last_exact + 1])
+    peaks = [plan.peak for preset in Preset for plan in plans_of(small_1_3b, preset, CUDA)]
+    assert min(peaks) == next(plans_of(small_1_3b, "low", CUDA)).peak
+
+
+def test_a_plan_says_when_it_changes_the_output(small_1_3b: Model) -> None:
+    memory = DeviceMemory(CUDA, 80 * GIB)
+    exact, low = (describe_plan(choose(small_1_3b, name, memory), small_1_3b, memory) for name in ("quality", "low"))
+    assert "exact weights" in exact
+    assert "int8 weights (which changes the output)" in low
+
+
+def test_where_nothing_fits_the_numbers_and_what_would_fit_are_told() -> None:
+    model = model_of_folder(open_model_folder("mini"))
+    least = min(plan.peak for plan in plans_of(model, "quality", CPU))
+    with pytest.raises(ValueError, match=r"nothing fits .* cache .* MiB\. This would fit: --size \d+x\d+"):
+        choose(model, "quality", DeviceMemory(CPU, int(0.9 * CPU_GROWTH * least)))
+
+
+def test_what_the_user_fixes_stays(small_1_3b: Model) -> None:
+    fixed = {"weights": "fp8", "offload_blocks": 3}
+    plan = choose(small_1_3b, "auto", DeviceMemory(CUDA, 80 * GIB), fixed=fixed)
+    assert plan.acceleration == Acceleration.model_validate(fixed)
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GiB", 8 * GIB), ("24 GB", 24 * 10**9), ("512mib", GIB // 2)])
+def test_memory_is_read_with_its_unit(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["8", "GiB", "8 TiB", "-1GiB"])
+def test_memory_without_a_known_unit_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="such as 8GiB"):
+        parse_bytes(text)
+
+
+def test_commands_print_plans_and_load_nothing(
+    tiny_model_folder: Path, workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StreamingVideoPipeline, "load", None)  # nothing is loaded
+    assert rforce("generate", "a ball", "--model", tiny_model_folder, "--plan") == 0
+    assert "everything at the worst moment of each stage" in capsys.readouterr().out
+    assert rforce("models", "plan", tiny_model_folder, "--memory", "8GiB", "--height", 64) == 0
+    assert "32x64" in capsys.readouterr().out
+    assert rforce("generate", "a ball", "--model", tiny_model_folder, "--preset", "atuo") == 2
+    assert "did you mean 'auto'" in capsys.readouterr().err
+    assert list(workplace.iterdir()) == []
