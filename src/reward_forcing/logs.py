@@ -1,6 +1,7 @@
 """What a long command says while it works: progress bars, JSON lines, and where the time goes. Knows no model."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,12 @@ T = TypeVar("T")
 def console() -> Console:
     """Return the console for progress and messages: stderr, so that results on stdout can be piped."""
     return Console(stderr=True, highlight=False)
+
+
+def silence_imports() -> None:
+    """Keep off the terminal what diffusers and torchao say of each other as they are imported; errors still show."""
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
