@@ -48,6 +48,12 @@ def test_decoding_fewer_frames_at_a_time_changes_no_video(tiny_model_folder: Pat
     torch.testing.assert_close(frames_of(tiny_model_folder, decode_frames=1), exact, atol=1e-6, rtol=0)
 
 
+def test_compiled_blocks_make_the_same_video_but_for_rounding(tiny_model_folder: Path, exact: torch.Tensor) -> None:
+    torch.testing.assert_close(frames_of(tiny_model_folder, compile=True), exact, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="compile=false or offload_blocks=0"):
+        Acceleration(compile=True, offload_blocks=1)
+
+
 @pytest.mark.parametrize("blocks", [1, 2, 3, 5])
 def test_blocks_that_visit_in_any_order_compute_what_they_hold(
     tiny_dit: Callable[..., WanDiT], tmp_path: Path, blocks: int

@@ -13,10 +13,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -38,12 +38,22 @@ class Acceleration(Settings):
     offload_text: the text encoder lies in host memory, see `TextEncoder`. offload_blocks: so many of the transformer's
     blocks lie in host memory and visit the device in turn, each copied while the one before it computes; more than
     there are means all. decode_frames: latent frames that the VAE decodes at a time. These three change no video.
+    compile: fused kernels for the blocks, made anew for every shape that they meet, which takes up to minutes where
+    none are kept from before, and on a CPU a C++ compiler; videos change as another order of rounding changes them.
+    Raises ValueError for blocks that are to be compiled and in host memory as well.
     """
 
     weights: Weights = "exact"
     offload_text: bool = False
     offload_blocks: NonNegativeInt = 0
     decode_frames: PositiveInt = 3
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _compiled_blocks_stay(self) -> Self:
+        if self.compile and self.offload_blocks:
+            raise ValueError("compiled blocks cannot visit the device in turn; use compile=false or offload_blocks=0")
+        return self
 
     @property
     def is_exact(self) -> bool:
@@ -91,7 +101,8 @@ def load_accelerated(
     acceleration.check(device)
     of_file: dict[str, Any] = {"heads": heads, "dtype": dtype, "device": device}
     if acceleration.is_exact and not acceleration.offload_blocks:
-        return load_transformer(path, **of_file).requires_grad_(False)
+        network = load_transformer(path, **of_file).requires_grad_(False)
+        return network.compile_blocks() if acceleration.compile else network
     staged: list[nn.Module] = []
 
     def settle(blocks: nn.ModuleList, number: int) -> None:
@@ -103,7 +114,7 @@ def load_accelerated(
     network = load_transformer(path, **of_file, settle=settle).requires_grad_(False)
     if staged:
         _Stage(staged, device)
-    return network
+    return network.compile_blocks() if acceleration.compile else network
 
 
 def is_offloaded(number: int, blocks: int, offloaded: int) -> bool:
