@@ -5,6 +5,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -336,3 +337,21 @@ def test_a_live_prompt_is_checked_for_unknown_words(
     with caplog.at_level(logging.WARNING):
         stream.prompt = "a dragon"
     assert "'dragon'" in caplog.text
+
+
+def test_a_stream_whose_decoder_failed_does_not_go_on_as_if_it_began(
+    pipeline: StreamingVideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = pipeline.stream(PROMPT)
+    next(stream)
+
+    def fail(*_: object) -> NoReturn:
+        raise MemoryError("no room for frames")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.vae, "decode", fail)
+        with pytest.raises(MemoryError):
+            next(stream)
+    with pytest.raises(RuntimeError, match="MemoryError: no room for frames") as refused:
+        next(stream)
+    assert isinstance(refused.value.__cause__, MemoryError)

@@ -5,11 +5,12 @@ import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reward_forcing.cli.data import parse_share
+from reward_forcing.cli.workers import reproduce_part
 from reward_forcing.logs import duration
 
 if TYPE_CHECKING:
@@ -47,44 +48,38 @@ def table3(
     """
     from reward_forcing.evaluation.reproduce.recipe import load_recipe
     from reward_forcing.evaluation.reproduce.record import ablation_schema
+    from reward_forcing.evaluation.reproduce.units import work
     from reward_forcing.optical_flow import opencv
 
-    part, kept = parse_share(share), tuple(only or ())
+    part, kept, changes = parse_share(share), tuple(only or ()), tuple(overrides or ())
     if show is Show.SCHEMA:
         typer.echo(ablation_schema(), nl=False)
         return
     opencv()
-    wanted = load_recipe(recipe, tuple(overrides or ()))
+    wanted = load_recipe(recipe, changes)
     if show is Show.STATUS:
         typer.echo(_status(wanted, out))
         return
-    if show is None and (code := _work(wanted, out, kept, part, processes)):
-        raise typer.Exit(code)
+    if show is None:
+        if processes == 1:
+            code = work(wanted, out, kept, part)
+        else:
+            code = _work_in(processes, (recipe, changes, out, kept, part))
+        if code:
+            raise typer.Exit(code)
     _report(wanted, out)
 
 
-def _work(recipe: "Ablation", out: Path, only: tuple[str, ...], share: tuple[int, int], processes: int) -> int:
+def _work_in(processes: int, arguments: tuple[Any, ...]) -> int:
     """Do the units in so many processes; 0, or the exit status of the first that did not end well."""
-    from reward_forcing.evaluation.reproduce.units import work
-
-    if processes == 1:
-        return work(recipe, out, only, share)
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_worker, args=(recipe, out, only, share)) for _ in range(processes)]
+    workers = [context.Process(target=reproduce_part, args=arguments) for _ in range(processes)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     codes = [worker.exitcode or 0 for worker in workers]
     return next((128 - code if code < 0 else code for code in codes if code), 0)
-
-
-def _worker(recipe: "Ablation", out: Path, only: tuple[str, ...], share: tuple[int, int]) -> None:
-    """One of several processes; what goes wrong is told in one line, as the command itself does."""
-    from reward_forcing.cli.main import exit_status
-    from reward_forcing.evaluation.reproduce.units import work
-
-    sys.exit(exit_status(lambda: work(recipe, out, only, share)))
 
 
 def _report(recipe: "Ablation", out: Path) -> None:

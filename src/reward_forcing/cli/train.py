@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from reward_forcing.cli.train_plan import print_plan
+from reward_forcing.cli.workers import train_part
 from reward_forcing.training import load_stage_settings, run_worker
 from reward_forcing.training.plan_names import refuse_names
 
@@ -40,13 +41,6 @@ def train(
         raise typer.Exit(code)
 
 
-def _worker_of_many(config: Path, overrides: tuple[str, ...], out: Path) -> None:
-    """Train as one of several processes. A stopped one leaves at once: returning would wait for the launcher, which is
-    itself waiting for its processes to leave."""
-    if code := run_worker(config, overrides, out):
-        raise SystemExit(code)
-
-
 def _launch_workers(processes: int, config: Path, overrides: tuple[str, ...], out: Path) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -54,7 +48,7 @@ def _launch_workers(processes: int, config: Path, overrides: tuple[str, ...], ou
     from reward_forcing.training.distributed import launch
 
     try:
-        launch(processes, _worker_of_many, config, overrides, out)
+        launch(processes, train_part, config, overrides, out)
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:

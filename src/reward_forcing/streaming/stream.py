@@ -58,7 +58,7 @@ class VideoStream(Iterator[VideoChunk]):
     `prompt` may be set between two chunks and counts from the next one on; what becomes of the self-attention cache is
     the rollout's switch policy. Chunks that a joint schedule has in flight go on with it. Memory stops growing once the
     window is full. Nothing is computed before the first chunk is asked for. rollout, vae_state: what the stream is made
-    of, to be read between two chunks.
+    of, to be read between two chunks. RuntimeError: a decoder failed, and the chunk after it has nothing to go on from.
 
     make_rollout: text context -> rollout. encode: prompts -> their text context. vae: encodes what is given. decoder:
     makes the frames. clips: what the video is made of.
@@ -102,6 +102,7 @@ class VideoStream(Iterator[VideoChunk]):
         self._given_frames = 0 if given is None else given.latent_frames
         self._hidden_frames = 0 if given is None else given.hidden_frames
         self._hidden_chunks = 0
+        self._lost: BaseException | None = None
 
     @property
     def rollout(self) -> Rollout:
@@ -138,6 +139,11 @@ class VideoStream(Iterator[VideoChunk]):
 
     def _advance(self) -> tuple[int, Tensor, bool]:
         """The number of the first frame of the next chunk, its frames, and whether they were given."""
+        if self._lost is not None:
+            raise RuntimeError(
+                f"this stream's decoder failed in a chunk ({type(self._lost).__name__}: {self._lost}), and what it "
+                "needs to go on from is lost; make a new stream"
+            ) from self._lost
         self._prompts = from_first(self._prompts, self._world)
         start = self.geometry.frames_of(self.rollout.state.start - self._clips.repeated_frames)
         start -= self.geometry.frames_of(self._hidden_frames)
@@ -162,7 +168,11 @@ class VideoStream(Iterator[VideoChunk]):
                 latents = next(self.rollout).latents if given is None else given
             with self._measure("decode"):
                 is_first = self.vae_state is None
-                frames, self.vae_state = self._decoder.decode(latents, self._hand_over_state())
+                try:
+                    frames, self.vae_state = self._decoder.decode(latents, self._hand_over_state())
+                except BaseException as error:  # a key pressed, too
+                    self._lost = error
+                    raise
                 if is_first:
                     _wait_for(frames.device)  # as a viewer waits for the first frames
             self._clips.keep(frames)
