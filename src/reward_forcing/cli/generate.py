@@ -25,6 +25,10 @@ DEFAULT_SECONDS = 5.0
 EXIT_INTERRUPTED = 130
 DECODED_TINY = "frames of a tiny decoder, not the VAE's (`rforce bench decoder` measures the difference)"
 
+Decoder = Annotated[
+    str | None, typer.Option(help="Tiny decoder (TAEHV) in place of the model's: faster, other frames.")
+]
+
 
 def generate(
     context: typer.Context,
@@ -48,9 +52,7 @@ def generate(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in multiples of 16. [default: the model's]")] = None,
     model: Annotated[str, typer.Option(help="Model folder, bundled model or hub id.")] = "mini",
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
-    decoder: Annotated[
-        str | None, typer.Option(help="Tiny decoder (TAEHV) in place of the model's: faster, other frames.")
-    ] = None,
+    decoder: Decoder = None,
     method: Annotated[
         str | None,
         typer.Option(help="reward, self, longlive, .. (`rforce schedule --list`). [default: the model's]"),

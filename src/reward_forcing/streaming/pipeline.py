@@ -148,7 +148,10 @@ class StreamingVideoPipeline:
         text_encoder = TextEncoder.from_pretrained(folder.path, device=device, offload=how.offload_text)
         if world.is_first and not how.offload_text:
             text_encoder.load()
-        decoder = None if folder.decoder is None else load_tiny_decoder(folder.decoder, dtype, decodes_on)
+        decoder = None
+        if folder.decoder is not None:
+            decoder = load_tiny_decoder(folder.decoder, dtype, decodes_on)
+            decoder.pass_frames = how.decode_frames
         return cls(transformer, vae, text_encoder, folder.settings, decoder, world)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
