@@ -65,6 +65,7 @@ def test_planned_weights_are_those_that_are_loaded(tiny_model_folder: Path, weig
         {"sink": {"kind": "none"}},
         {"sink": {"kind": "static", "frames": 2}, "schedule": "rolling"},
         {"clean_pass_sees_sink": False},
+        {"clean_pass": False},
     ],
 )
 def test_planned_cache_and_decoder_state_are_what_a_stream_holds(
@@ -101,6 +102,18 @@ def test_a_tiny_decoder_saves_memory_at_480p(small_1_3b: Model, tmp_path: Path) 
     plain, less = (next(plans_of(model, "quality", CUDA)) for model in (small_1_3b, tiny))
     assert round(less.needs.state / 2**20) == 64  # as docs/performance.md says
     assert less.stages["decode"] < plain.stages["decode"] - 2 * GIB
+
+
+def test_keys_and_values_that_wait_for_the_next_chunk_are_planned(tiny_model_folder: Path) -> None:
+    (_, clean), (_, waiting) = (planned(tiny_model_folder, Acceleration(), clean_pass=how) for how in (True, False))
+    stream = StreamingVideoPipeline.from_pretrained(tiny_model_folder, settings={"clean_pass": False}).stream("a ball")
+    next(stream)
+    pending = stream.rollout.state.pending
+    assert pending is not None
+    size = held_bytes(pending.kv)
+    assert size > 0
+    assert waiting.needs.encoding - clean.needs.encoding == size
+    assert waiting.needs.decoding == {frames: needed + size for frames, needed in clean.needs.decoding.items()}
 
 
 def test_the_1_3b_network_fits_8_gib_at_480p_with_its_own_weights(small_1_3b: Model) -> None:

@@ -35,7 +35,8 @@ def schedule(
     print(format_timetable(timetable(preset.passes(chunks))))
     print()
     steps = ", ".join(map(str, preset.denoising_steps))
-    print(f"{'steps':<10} {steps}, shifted by {preset.shift:g}; then one clean pass to fill the cache")
+    then = "then one clean pass to fill the cache" if preset.clean_pass else "the last fills the cache: no clean pass"
+    print(f"{'steps':<10} {steps}, shifted by {preset.shift:g}; {then}")
     together = _together(preset)
     print(f"{'chunk':<10} {preset.chunk_frames} latent frames{together}")
     window = "everything"

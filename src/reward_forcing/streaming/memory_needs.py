@@ -152,7 +152,12 @@ def needs_of(model: Model, precision: Precision, batch: int = 1, decode_frames: 
         state, decoding = 0, {}
         for frames in decode_frames:
             state, decoding[frames] = _decoder(model, precision.vae, batch, frames)
-        return Needs(cache, shown, context, state, _encoder(model), denoising, committing, decoding)
+        encoding = _encoder(model)
+        if not model.settings.clean_pass:  # a chunk's keys and values wait for the next one
+            layers = model.network.config["num_layers"]
+            waiting = sum(tensor.nbytes for tensor in _chunk(model, precision.transformer, batch, layers))
+            encoding, decoding = encoding + waiting, {frames: size + waiting for frames, size in decoding.items()}
+        return Needs(cache, shown, context, state, encoding, denoising, committing, decoding)
 
 
 class _FusedAttention(TorchFunctionMode):

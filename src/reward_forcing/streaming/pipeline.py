@@ -40,6 +40,11 @@ UNTRAINED_TO_CONTINUE = (
     "where they were, say trained_to_continue=true among its settings"
 )
 
+NO_CLEAN_PASS = (
+    "clean_pass=false: finished chunks enter the cache as their last denoising pass saw them, which changes what "
+    "follows (`rforce bench quality --change clean_pass=false` measures it)"
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -139,6 +144,8 @@ class StreamingVideoPipeline:
                 f"this model's weights were trained for the method '{folder.trained_for}', not for "
                 f"'{folder.settings.method}'"
             )
+        if not folder.settings.clean_pass:
+            logger.warning(NO_CLEAN_PASS)
         network_dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         of_file = {"heads": folder.heads, "dtype": network_dtype, "device": device}
         transformer = load_accelerated(folder.transformer, how, **of_file)
@@ -212,11 +219,11 @@ class StreamingVideoPipeline:
 
         def make_rollout(text: TextContext) -> Rollout:
             denoiser, cache = FrugalDenoiser(self.transformer), KVCache.empty(self.settings.cache)
-            context_noise = self.settings.context_noise
+            enters = {"context_noise": self.settings.context_noise, "clean_pass": self.settings.clean_pass}
             where = {"device": weight.device, "dtype": weight.dtype}
             passes = self.settings.passes()
-            how = {"context_noise": context_noise, "switch": switch or self.settings.switch}
-            return Rollout(denoiser, passes, cache, noise, text, shape, **how, **where)
+            policy = switch or self.settings.switch
+            return Rollout(denoiser, passes, cache, noise, text, shape, switch=policy, **enters, **where)
 
         def encode(prompts: Prompts) -> TextContext:
             return self.encode(prompts).expand(len(noise.seeds))
