@@ -15,6 +15,7 @@ import pytest
 from commands import rforce
 
 from reward_forcing.cli.generate import parse_size
+from reward_forcing.rollout import SWITCHES
 from reward_forcing.streaming import pipeline as pipeline_module
 from reward_forcing.streaming.methods import METHODS
 from reward_forcing.streaming.video_io import read_metadata, read_video
@@ -305,8 +306,9 @@ def test_a_video_without_clean_passes_is_called_so(tiny: tuple[str, ...], capsys
 
 def test_every_method_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert rforce("schedule", "--list") == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, blank, policies = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(METHODS)
+    assert (blank, policies) == ("", f"switch policies: {', '.join(SWITCHES)}")
     assert lines[0].endswith(
         "4 steps; window 9; sink ema of 3 latent frames, alpha 0.999; positions relative; switch keep"
     )

@@ -59,7 +59,7 @@ def generate(
         typer.Option(help="reward, self, longlive, .. (`rforce schedule --list`). [default: the model's]"),
     ] = None,
     switch: Annotated[
-        str | None, typer.Option(help="At --at: keep, recache, reset, blend, flush or cut. [default: the method's]")
+        str | None, typer.Option(help="At --at: keep, recache, .. (`rforce schedule --list`). [default: the method's]")
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: 'sink.alpha=0.9'. Repeatable.")
@@ -117,7 +117,7 @@ def generate(
         known = (given.latent_frames, given.hidden_frames) if given else ()
         timeline.check_reached(last_start(folder.geometry, length, *known))
     scale = _scale(folder, scale)
-    how = acceleration_for(folder, preset, accelerate or (), quiet=not world.is_first)
+    how = acceleration_for(folder, preset, accelerate or ()) if world.is_first else None  # all take the first one's
 
     place = {"vae_device": vae_device, "world": world, "acceleration": how}
     recording = _make(folder, timeline, length, seed, out, overwrite, scale, given, source, place, quiet=as_json)

@@ -21,7 +21,7 @@ from reward_forcing.models.attention import TextContext
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.processes import ALONE, World, computed_by_first
+from reward_forcing.processes import ALONE, World, computed_by_first, from_first
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
 from reward_forcing.streaming.acceleration import Acceleration, FrugalDenoiser, LowBitLinear, load_accelerated
 from reward_forcing.streaming.clips import Clips
@@ -132,12 +132,12 @@ class StreamingVideoPipeline:
         takes bfloat16 on a GPU and float32 on a CPU, where the VAE and the decoder take the fastest. vae_device: where
         frames are decoded, None for `device`; on another GPU a chunk is decoded while the next one is denoised.
         acceleration: how the parts are kept in memory, all on the device as they are if not given; `memory_plan`
-        chooses one.
+        chooses one. Of several processes the first one's counts.
         Raises ValueError for more processes in `world` than the model can be shared by, and for an acceleration that
         this machine cannot give.
         """
         check_divides(folder, world)
-        how = acceleration or Acceleration()
+        how = from_first(acceleration or Acceleration(), world)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if folder.trained_for not in (None, folder.settings.method):
             logger.warning(
