@@ -222,6 +222,16 @@ def test_a_model_stands_beside_itself_with_a_tiny_decoder(
     assert not clips[0].equal(clips[1])
 
 
+def test_a_column_without_clean_passes_is_called_so(
+    tiny_model_folder: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ("--models", f"a={tiny_model_folder}", "--methods", "plain=self,quick=self", "--seconds", "1")
+    assert rforce("compare", PROMPT, *methods, "--set", "quick.clean_pass=false", "--out", "out") == 0
+    said = capsys.readouterr().out
+    assert "quick: streamed without clean passes" in said
+    assert "plain: streamed without clean passes" not in said
+
+
 BAD = [
     (["  "], "the prompt must say something"),
     ([PROMPT, "--seconds", "0"], "--seconds must be positive and finite, got 0"),

@@ -100,6 +100,11 @@ def _notes(comparison: Comparison) -> list[str]:
         for one in comparison.columns
         if (decoder := one.made_with.get("decoder"))
     ]
+    notes += [
+        f"{one.name}: streamed without clean passes"
+        for one in comparison.columns
+        if not one.made_with.get("settings", {}).get("clean_pass", True)
+    ]
     if comparison.wanted.at:
         notes.append("drift and slope hold the changes of the prompt, too")
     if comparison.unjudged:
