@@ -153,9 +153,10 @@ def needs_of(model: Model, precision: Precision, batch: int = 1, decode_frames: 
         for frames in decode_frames:
             state, decoding[frames] = _decoder(model, precision.vae, batch, frames)
         encoding = _encoder(model)
-        if not model.settings.clean_pass:  # a chunk's keys and values wait for the next one
+        if not model.settings.clean_pass:  # the last pass stacks keys and values; a chunk's wait for the next one
             layers = model.network.config["num_layers"]
             waiting = sum(tensor.nbytes for tensor in _chunk(model, precision.transformer, batch, layers))
+            committing = max(committing, denoising + 2 * model.settings.chunks_at_once * waiting)
             encoding, decoding = encoding + waiting, {frames: size + waiting for frames, size in decoding.items()}
         return Needs(cache, shown, context, state, encoding, denoising, committing, decoding)
 
@@ -231,8 +232,8 @@ def _decoder(model: Model, dtype: torch.dtype, batch: int, frames: int) -> tuple
         network = tiny or AutoencoderKLWan.from_config(model.vae.config)
     assert isinstance(network, AutoencoderKLWan | TinyVAE)
     nn.Module.to(network.eval().requires_grad_(False), dtype)
-    named = {"pass_frames": frames}
-    decoder = TinyDecoder(network, **named) if isinstance(network, TinyVAE) else StreamingVAE(network, **named)
+    decoder = TinyDecoder(network) if isinstance(network, TinyVAE) else StreamingVAE(network)
+    decoder.pass_frames = frames
     rows, columns = model.geometry.latent_height, model.geometry.latent_width
     latents = torch.empty(batch, model.settings.chunk_frames, model.vae.config["z_dim"], rows, columns, device="meta")
     with LiveBytes() as live:
