@@ -117,6 +117,29 @@ def test_new_text_counts_from_the_next_chunk_and_the_clean_pass_keeps_the_old():
     assert [call.text for call in denoiser.calls] == [0.25] * 4 + [0.75] * 3
 
 
+def test_without_clean_passes_the_cache_holds_what_the_last_passes_computed():
+    """Of given chunks and of nothing else a pass of their own is run."""
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser, clean_pass=False)
+    rollout.prime(torch.ones(1, 2, *SHAPE))
+    take(rollout, 2)
+    asked = [(call.sigma, call.want_kv) for call in denoiser.calls]
+    denoising = [([pytest.approx(sigma)] * 2, sigma == SIGMAS[-1]) for sigma in SIGMAS]
+    assert asked == [([0.0, 0.0], True), *denoising, *denoising]
+    context = rollout.cache.context
+    assert context is not None
+    last = [denoiser.calls[number].x for number in (3, 6)]
+    tokens = torch.cat([0.5 * x.flatten(3).transpose(2, 3)[None, :, :, :, None] for x in last], dim=2)
+    torch.testing.assert_close(context.keys[:, :, -2:], tokens[:, :, -2:])
+    torch.testing.assert_close(context.values[:, :, -2:], 2 * tokens[:, :, -2:])
+
+
+@pytest.mark.parametrize("kv_grad", ["clean", "stale"])
+def test_gradients_through_clean_passes_need_clean_passes(kv_grad):
+    with pytest.raises(ValueError, match=f"kv_grad='{kv_grad}' speaks of clean passes"):
+        make(clean_pass=False, kv_grad=kv_grad)
+
+
 def test_a_replaced_cache_stands_for_all_chunks_so_far():
     denoiser = ToyDenoiser()
     rollout = make(denoiser)

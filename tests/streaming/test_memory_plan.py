@@ -7,6 +7,7 @@ import torch
 from commands import rforce
 
 from reward_forcing.benchmarks.work import held_bytes
+from reward_forcing.models.tiny_vae import TinyVAE
 from reward_forcing.streaming.acceleration import Acceleration, stored_tensors
 from reward_forcing.streaming.memory_needs import Model, model_of_folder, model_of_size, needs_of
 from reward_forcing.streaming.memory_plan import (
@@ -64,6 +65,7 @@ def test_planned_weights_are_those_that_are_loaded(tiny_model_folder: Path, weig
         {"sink": {"kind": "none"}},
         {"sink": {"kind": "static", "frames": 2}, "schedule": "rolling"},
         {"clean_pass_sees_sink": False},
+        {"clean_pass": False},
     ],
 )
 def test_planned_cache_and_decoder_state_are_what_a_stream_holds(
@@ -76,6 +78,45 @@ def test_planned_cache_and_decoder_state_are_what_a_stream_holds(
     assert plan.needs.cache == held_bytes(stream.rollout.cache)
     assert plan.needs.context == held_bytes(stream.rollout.text)
     assert plan.needs.state == held_bytes(stream.vae_state)
+
+
+def test_a_tiny_decoder_is_planned_in_place_of_the_vaes(tiny_model_folder: Path, tiny_decoder_file: Path) -> None:
+    """Its weights lie beside the VAE's, which still encodes; its state and its work take the place of the VAE's."""
+    folder = open_model_folder(tiny_model_folder, decoder=tiny_decoder_file)
+    plain, tiny = (model_of_folder(one) for one in (open_model_folder(tiny_model_folder), folder))
+    (with_vae, with_tiny) = (next(plans_of(model, "quality", CPU)) for model in (plain, tiny))
+    stream = (pipeline := StreamingVideoPipeline.load(folder, "cpu")).stream("a ball")
+    for _ in range(2):
+        next(stream)
+    assert pipeline.decoder is not None
+    added = {name: size for name, size in with_tiny.weights.items() if name not in with_vae.weights}
+    assert added == {"tiny decoder taetiny": bytes_of(pipeline.decoder.vae)}
+    assert with_tiny.needs.state == held_bytes(stream.vae_state) != with_vae.needs.state
+    assert with_tiny.needs.decoding != with_vae.needs.decoding
+    assert with_tiny.needs.decoding[1] < with_tiny.needs.decoding[3]
+
+
+def test_a_tiny_decoder_saves_memory_at_480p(small_1_3b: Model, tmp_path: Path) -> None:
+    torch.save(TinyVAE().state_dict(), tmp_path / "tae.pth")
+    tiny = model_of_size("wan-1.3b", "self", ["window_frames=6"], tmp_path / "tae.pth")
+    plain, less = (next(plans_of(model, "quality", CUDA)) for model in (small_1_3b, tiny))
+    assert round(less.needs.state / 2**20) == 64  # as docs/performance.md says
+    assert less.stages["decode"] < plain.stages["decode"] - 2 * GIB
+
+
+def test_keys_and_values_that_wait_for_the_next_chunk_are_planned(tiny_model_folder: Path) -> None:
+    (_, clean), (_, waiting) = (planned(tiny_model_folder, Acceleration(), clean_pass=how) for how in (True, False))
+    stream = StreamingVideoPipeline.from_pretrained(tiny_model_folder, settings={"clean_pass": False}).stream("a ball")
+    next(stream)
+    pending = stream.rollout.state.pending
+    assert pending is not None
+    size = held_bytes(pending.kv)
+    assert size > 0
+    assert waiting.needs.encoding - clean.needs.encoding == size
+    assert waiting.needs.decoding == {frames: needed + size for frames, needed in clean.needs.decoding.items()}
+    joint = {"schedule": "rolling", "window_frames": 8}
+    _, rolling = planned(tiny_model_folder, Acceleration(), clean_pass=False, **joint)
+    assert rolling.needs.committing >= rolling.needs.denoising + 2 * 2 * size  # two chunks at once, stacked
 
 
 def test_the_1_3b_network_fits_8_gib_at_480p_with_its_own_weights(small_1_3b: Model) -> None:
@@ -136,13 +177,23 @@ def test_memory_without_a_known_unit_is_refused(text: str) -> None:
 
 
 def test_commands_print_plans_and_load_nothing(
-    tiny_model_folder: Path, workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_model_folder: Path,
+    tiny_decoder_file: Path,
+    workplace: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(StreamingVideoPipeline, "load", None)  # nothing is loaded
     assert rforce("generate", "a ball", "--model", tiny_model_folder, "--plan") == 0
     assert "everything at the worst moment of each stage" in capsys.readouterr().out
     assert rforce("models", "plan", tiny_model_folder, "--memory", "8GiB", "--height", 64) == 0
     assert "32x64" in capsys.readouterr().out
+    for command in (
+        ("models", "plan", tiny_model_folder),
+        ("generate", "a ball", "--plan", "--model", tiny_model_folder),
+    ):
+        assert rforce(*command, "--decoder", tiny_decoder_file) == 0
+        assert "weights: tiny decoder taetiny" in capsys.readouterr().out
     assert rforce("generate", "a ball", "--model", tiny_model_folder, "--preset", "atuo") == 2
     assert "did you mean 'auto'" in capsys.readouterr().err
     assert list(workplace.iterdir()) == []

@@ -38,7 +38,7 @@ def streamed(model: str, method: str | None, option: str | None, chunks: int, se
     for _ in range(chunks):
         frames = next(stream).frames
         pending = stream.rollout.state.pending
-        assert pending is not None, "a chunk that was just yielded waits for its clean pass"
+        assert pending is not None, "a chunk that was just yielded waits to be committed"
         made += [pending.latents.float().cpu(), frames.cpu()]
     return made
 

@@ -37,7 +37,7 @@ class Acceleration(Settings):
     (docs/performance.md says by how much).
     offload_text: the text encoder lies in host memory, see `TextEncoder`. offload_blocks: so many of the transformer's
     blocks lie in host memory and visit the device in turn, each copied while the one before it computes; more than
-    there are means all. decode_frames: latent frames that the VAE decodes at a time. These three change no video.
+    there are means all. decode_frames: latent frames that are decoded at a time. These three change no video.
     compile: fused kernels for the blocks, made anew for every shape that they meet, which takes up to minutes where
     none are kept from before, and on a CPU a C++ compiler; videos change as another order of rounding changes them.
     Raises ValueError for blocks that are to be compiled and in host memory as well.

@@ -24,6 +24,7 @@ from transformers import UMT5EncoderModel
 from reward_forcing.checkpoints.detect import open_checkpoint
 from reward_forcing.checkpoints.files import read_weights
 from reward_forcing.checkpoints.load import open_network
+from reward_forcing.checkpoints.tiny_vae import TinyCheckpoint, open_tiny_vae
 from reward_forcing.config import unknown
 from reward_forcing.geometry import Geometry
 from reward_forcing.models.attention import KV, TextContext
@@ -31,12 +32,13 @@ from reward_forcing.models.layers import TimeContext
 from reward_forcing.models.live_bytes import LiveBytes
 from reward_forcing.models.meta_networks import meta_text_encoder, meta_transformer, meta_vae
 from reward_forcing.models.sizes import PUBLISHED, SIZES
+from reward_forcing.models.tiny_vae import TinyDecoder, TinyVAE
 from reward_forcing.models.vae import StreamingVAE, VAEState
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import KVCache, Rollout
 from reward_forcing.streaming.acceleration import FrugalDenoiser
 from reward_forcing.streaming.methods import StreamingSettings, streaming_settings
-from reward_forcing.streaming.model_folder import ModelFolder
+from reward_forcing.streaming.model_folder import ModelFolder, find_decoder
 
 UNLIMITED_FRAMES = 21
 """Latent frames of the past that are counted for a method without a window, whose cache grows with the video."""
@@ -44,7 +46,10 @@ UNLIMITED_FRAMES = 21
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The parts of a model without storage, and how it streams. text_dtype: what the text encoder's file holds."""
+    """The parts of a model without storage, and how it streams. text_dtype: what the text encoder's file holds.
+
+    decoder: a tiny one in place of the VAE's, unread.
+    """
 
     name: str
     network: WanDiT
@@ -54,6 +59,7 @@ class Model:
     text_tokens: int
     settings: StreamingSettings
     geometry: Geometry
+    decoder: TinyCheckpoint | None = None
 
     @cached_property
     def text_bytes(self) -> int:
@@ -111,13 +117,17 @@ def model_of_folder(folder: ModelFolder) -> Model:
     encoder, tokens = meta_text_encoder(folder.path)
     (dtype,) = {tensor.dtype for tensor in read_weights(folder.path / "text_encoder")[1].values()}
     vae = meta_vae(folder.path / "vae")
-    return Model(folder.path.name, network, vae, encoder, dtype, tokens, folder.settings, folder.geometry)
+    tiny = None if folder.decoder is None else open_tiny_vae(folder.decoder)
+    return Model(folder.path.name, network, vae, encoder, dtype, tokens, folder.settings, folder.geometry, tiny)
 
 
-def model_of_size(name: str, method: str | None = None, changes: Sequence[str] = ()) -> Model:
+def model_of_size(
+    name: str, method: str | None = None, changes: Sequence[str] = (), decoder: str | Path | None = None
+) -> Model:
     """A published size, one of `SIZES`, with Wan2.1's VAE and its text encoder in bfloat16.
 
-    Raises ValueError for an unknown name, and as `streaming_settings` does.
+    decoder: a tiny one that makes the frames. Raises ValueError for an unknown name, and as `streaming_settings` and
+    `find_decoder` do.
     """
     if name not in SIZES:
         raise ValueError(unknown("size", name, SIZES))
@@ -126,7 +136,8 @@ def model_of_size(name: str, method: str | None = None, changes: Sequence[str] =
     settings = streaming_settings(None, method, changes)
     streaming = StreamingVAE(vae)
     geometry = settings.geometry(streaming.spatial_factor, streaming.temporal_factor, network.patch)
-    return Model(name, network, vae, encoder, torch.bfloat16, tokens, settings, geometry)
+    tiny = None if decoder is None else open_tiny_vae(find_decoder(decoder, streaming))
+    return Model(name, network, vae, encoder, torch.bfloat16, tokens, settings, geometry, tiny)
 
 
 @lru_cache(maxsize=4)
@@ -141,7 +152,13 @@ def needs_of(model: Model, precision: Precision, batch: int = 1, decode_frames: 
         state, decoding = 0, {}
         for frames in decode_frames:
             state, decoding[frames] = _decoder(model, precision.vae, batch, frames)
-        return Needs(cache, shown, context, state, _encoder(model), denoising, committing, decoding)
+        encoding = _encoder(model)
+        if not model.settings.clean_pass:  # the last pass stacks keys and values; a chunk's wait for the next one
+            layers = model.network.config["num_layers"]
+            waiting = sum(tensor.nbytes for tensor in _chunk(model, precision.transformer, batch, layers))
+            committing = max(committing, denoising + 2 * model.settings.chunks_at_once * waiting)
+            encoding, decoding = encoding + waiting, {frames: size + waiting for frames, size in decoding.items()}
+        return Needs(cache, shown, context, state, encoding, denoising, committing, decoding)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -211,18 +228,20 @@ def _commit(model: Model, dtype: torch.dtype, batch: int, denoising: int) -> int
 def _decoder(model: Model, dtype: torch.dtype, batch: int, frames: int) -> tuple[int, int]:
     """Bytes of the decoder's state, and the most that decoding a chunk holds beyond it."""
     with torch.device("meta"):
-        network = AutoencoderKLWan.from_config(model.vae.config)
-    assert isinstance(network, AutoencoderKLWan)
+        tiny = None if model.decoder is None else TinyVAE(model.decoder.sizes)
+        network = tiny or AutoencoderKLWan.from_config(model.vae.config)
+    assert isinstance(network, AutoencoderKLWan | TinyVAE)
     nn.Module.to(network.eval().requires_grad_(False), dtype)
-    vae = StreamingVAE(network, pass_frames=frames)
+    decoder = TinyDecoder(network) if isinstance(network, TinyVAE) else StreamingVAE(network)
+    decoder.pass_frames = frames
     rows, columns = model.geometry.latent_height, model.geometry.latent_width
-    latents = torch.empty(batch, model.settings.chunk_frames, network.config["z_dim"], rows, columns, device="meta")
+    latents = torch.empty(batch, model.settings.chunk_frames, model.vae.config["z_dim"], rows, columns, device="meta")
     with LiveBytes() as live:
         before = live.live
-        held: list[VAEState] = [vae.decode(latents[:, :1])[1]]
+        held: list[VAEState] = [decoder.decode(latents[:, :1])[1]]
         state = live.live - before
         live.peak = live.live
-        made, _ = vae.decode(latents, held.pop())
+        made, _ = decoder.decode(latents, held.pop())
         made.clone()
         return state, live.peak - before - state
 

@@ -6,6 +6,7 @@ order they are tried, and the words. Output-changing candidates are named as suc
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -120,6 +121,9 @@ def plan_of(
         "text encoder": 0 if acceleration.offload_text else model.text_bytes,
         "VAE": sum(part.numel() for part in model.vae.parameters()) * precision.vae.itemsize,
     }
+    if model.decoder is not None:
+        numbers = sum(math.prod(part.shape) for part in model.decoder.parameters.values())
+        weights[f"tiny decoder {model.decoder.path.stem}"] = numbers * precision.vae.itemsize
     standing = sum(weights.values()) + needs.standing
     visiting = model.text_layer_bytes if acceleration.offload_text else 0
     if released:

@@ -21,7 +21,7 @@ from reward_forcing.models.attention import TextContext
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.processes import ALONE, World, computed_by_first
+from reward_forcing.processes import ALONE, World, computed_by_first, from_first
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
 from reward_forcing.streaming.acceleration import Acceleration, FrugalDenoiser, LowBitLinear, load_accelerated
 from reward_forcing.streaming.clips import Clips
@@ -38,6 +38,11 @@ EMBEDDINGS_KEPT = 16
 UNTRAINED_TO_CONTINUE = (
     "nothing says that this model's weights were trained to go on from given frames, so what follows may not fit them; "
     "where they were, say trained_to_continue=true among its settings"
+)
+
+NO_CLEAN_PASS = (
+    "clean_pass=false: finished chunks enter the cache as their last denoising pass saw them, which changes what "
+    "follows (`rforce bench quality --change clean_pass=false` measures it)"
 )
 
 logger = logging.getLogger(__name__)
@@ -127,18 +132,20 @@ class StreamingVideoPipeline:
         takes bfloat16 on a GPU and float32 on a CPU, where the VAE and the decoder take the fastest. vae_device: where
         frames are decoded, None for `device`; on another GPU a chunk is decoded while the next one is denoised.
         acceleration: how the parts are kept in memory, all on the device as they are if not given; `memory_plan`
-        chooses one.
+        chooses one. Of several processes the first one's counts.
         Raises ValueError for more processes in `world` than the model can be shared by, and for an acceleration that
         this machine cannot give.
         """
         check_divides(folder, world)
-        how = acceleration or Acceleration()
+        how = from_first(acceleration or Acceleration(), world)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if folder.trained_for not in (None, folder.settings.method):
             logger.warning(
                 f"this model's weights were trained for the method '{folder.trained_for}', not for "
                 f"'{folder.settings.method}'"
             )
+        if not folder.settings.clean_pass:
+            logger.warning(NO_CLEAN_PASS)
         network_dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         of_file = {"heads": folder.heads, "dtype": network_dtype, "device": device}
         transformer = load_accelerated(folder.transformer, how, **of_file)
@@ -148,7 +155,10 @@ class StreamingVideoPipeline:
         text_encoder = TextEncoder.from_pretrained(folder.path, device=device, offload=how.offload_text)
         if world.is_first and not how.offload_text:
             text_encoder.load()
-        decoder = None if folder.decoder is None else load_tiny_decoder(folder.decoder, dtype, decodes_on)
+        decoder = None
+        if folder.decoder is not None:
+            decoder = load_tiny_decoder(folder.decoder, dtype, decodes_on)
+            decoder.pass_frames = how.decode_frames
         return cls(transformer, vae, text_encoder, folder.settings, decoder, world)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
@@ -209,11 +219,11 @@ class StreamingVideoPipeline:
 
         def make_rollout(text: TextContext) -> Rollout:
             denoiser, cache = FrugalDenoiser(self.transformer), KVCache.empty(self.settings.cache)
-            context_noise = self.settings.context_noise
+            enters = {"context_noise": self.settings.context_noise, "clean_pass": self.settings.clean_pass}
             where = {"device": weight.device, "dtype": weight.dtype}
             passes = self.settings.passes()
-            how = {"context_noise": context_noise, "switch": switch or self.settings.switch}
-            return Rollout(denoiser, passes, cache, noise, text, shape, **how, **where)
+            policy = switch or self.settings.switch
+            return Rollout(denoiser, passes, cache, noise, text, shape, switch=policy, **enters, **where)
 
         def encode(prompts: Prompts) -> TextContext:
             return self.encode(prompts).expand(len(noise.seeds))
