@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,8 +22,6 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from reward_forcing.checkpoints.load import load_transformer
 from reward_forcing.config import Settings
-from reward_forcing.models.attention import Past
-from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.wan_dit import WanDiT
 
 Weights = Literal["exact", "int8", "fp8", "int8-dynamic", "fp8-dynamic"]
@@ -76,19 +74,6 @@ class Acceleration(Settings):
 
 class LowBitLinear(nn.Linear):
     """A linear layer whose weight torchao stores; no shortcut for layers of exactly `nn.Linear` may take it."""
-
-
-class FrugalDenoiser(Denoiser):
-    """A denoiser that rotates the past layer by layer: the same keys, without float32 copies of all layers at once."""
-
-    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
-        """See `Denoiser.rotate`; records no gradients."""
-        if past.rotated:
-            return past
-        keys = torch.empty_like(past.keys, dtype=self.network.patch_embedding.weight.dtype)
-        for layer, kept in enumerate(past.keys.split(1)):
-            keys[layer] = super().rotate(replace(past, keys=kept), latent_size).keys[0]
-        return replace(past, keys=keys, rotated=True)
 
 
 def load_accelerated(

@@ -26,15 +26,15 @@ from reward_forcing.checkpoints.files import read_weights
 from reward_forcing.checkpoints.load import open_network
 from reward_forcing.config import unknown
 from reward_forcing.geometry import Geometry
-from reward_forcing.models.attention import KV, TextContext
+from reward_forcing.models.attention import KV, Past, Prediction, Text, TextContext, WantKV
+from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.layers import TimeContext
 from reward_forcing.models.live_bytes import LiveBytes
 from reward_forcing.models.meta_networks import meta_text_encoder, meta_transformer, meta_vae
 from reward_forcing.models.sizes import PUBLISHED, SIZES
 from reward_forcing.models.vae import StreamingVAE, VAEState
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.rollout import KVCache, Rollout
-from reward_forcing.streaming.acceleration import FrugalDenoiser
+from reward_forcing.rollout import KVCache, Rollout, SeededNoise
 from reward_forcing.streaming.methods import StreamingSettings, streaming_settings
 from reward_forcing.streaming.model_folder import ModelFolder
 
@@ -137,7 +137,7 @@ def needs_of(model: Model, precision: Precision, batch: int = 1, decode_frames: 
     """
     with torch.no_grad(), _FusedAttention():
         cache, context, shown, denoising = _passes(model, precision.transformer, batch)
-        committing = _commit(model, precision.transformer, batch, denoising)
+        committing = _commit(model, precision.transformer, batch, shown, denoising)
         state, decoding = 0, {}
         for frames in decode_frames:
             state, decoding[frames] = _decoder(model, precision.vae, batch, frames)
@@ -166,7 +166,7 @@ def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int
     if settings.chunks_at_once == 1:
         settings = settings.model_copy(update={"denoising_steps": settings.denoising_steps[:1]})
     shape = (config["in_channels"], geometry.latent_height, geometry.latent_width)
-    denoiser, shown_frames = FrugalDenoiser(network), settings.chunks_at_once * settings.chunk_frames
+    denoiser, shown_frames = Denoiser(network), settings.chunks_at_once * settings.chunk_frames
     past = _filled(model, dtype, batch, layers=1).past(shown_frames)
     _ = past and denoiser.rotate(past, shape[1:])  # whose angles are computed once for good
     with LiveBytes() as live:
@@ -193,19 +193,43 @@ def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int
     return layers * held, layers * context, layers * shown, beside
 
 
-def _commit(model: Model, dtype: torch.dtype, batch: int, denoising: int) -> int:
-    """The most that a clean pass and its commit hold: a pass beside the keys and values so far, these twice as they are
-    stacked, or the cache a second time."""
-    layers = model.network.config["num_layers"]
-    cache = _filled(model, dtype, batch, layers)
+@dataclass(frozen=True)
+class _CleanPass:
+    """Stands for all layers in a clean pass: what these return, without what they compute it from."""
+
+    model: Model
+    dtype: torch.dtype
+
+    def __call__(
+        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: WantKV = False
+    ) -> Prediction:
+        """Keys and values of the frames of x."""
+        return Prediction(x, x, _chunk(self.model, self.dtype, x.shape[0], self.model.network.config["num_layers"]))
+
+    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
+        """`past` with other keys of the same size."""
+        return past.with_rotated(torch.empty_like)
+
+
+def _commit(model: Model, dtype: torch.dtype, batch: int, shown: int, denoising: int) -> int:
+    """The most that a clean pass and its commit hold beside the cache and what of it is shown to other passes: a pass
+    beside the keys and values so far, or what a rollout holds while it makes the next cache of them."""
+    layers, frames, geometry = model.network.config["num_layers"], model.settings.chunk_frames, model.geometry
+    shape = (model.network.config["in_channels"], geometry.latent_height, geometry.latent_width)
+    denoiser, text = _CleanPass(model, dtype), TextContext(*(_meta(model, dtype, (1, batch, 1)) for _ in range(2)))
+    where = {"device": "meta", "dtype": dtype}
     with LiveBytes() as live:
-        before = live.live
-        keys, values = ([_chunk(model, dtype, batch, layers=1)[0][0] for _ in range(layers)] for _ in range(2))
-        beside_pass = denoising + live.live - before
-        kv = KV(torch.stack(keys), torch.stack(values))
-        del keys, values
-        cache.commit(kv)
-        return max(beside_pass, live.peak - before)
+        cache = _filled(model, dtype, batch, layers)
+        standing = live.live + shown
+        kv, past = _chunk(model, dtype, batch, layers), cache.past(frames, cache.settings.clean_pass_sees_sink)
+        rotated = None if past is None else denoiser.rotate(past, shape[1:])
+        in_pass = live.live + denoising
+        del kv, past, rotated
+        rollout = Rollout(denoiser, (), cache, SeededNoise((0,) * batch), text, shape, **where)
+        del cache
+        live.peak = live.live
+        rollout.prime(torch.empty(batch, frames, *shape, device="meta"))
+        return max(in_pass, live.peak) - standing
 
 
 def _decoder(model: Model, dtype: torch.dtype, batch: int, frames: int) -> tuple[int, int]:
@@ -244,14 +268,14 @@ def _filled(model: Model, dtype: torch.dtype, batch: int, layers: int) -> KVCach
     cache, chunk = KVCache.empty(model.settings.cache), model.settings.chunk_frames
     frames = model.settings.window_frames
     for _ in range(-(-(frames or UNLIMITED_FRAMES) // chunk) + (frames is not None)):
-        cache = cache.commit(KV(*_chunk(model, dtype, batch, layers)))
+        cache = cache.commit(_chunk(model, dtype, batch, layers))
     return cache
 
 
-def _chunk(model: Model, dtype: torch.dtype, batch: int, layers: int) -> tuple[Tensor, Tensor]:
-    """Keys and values [N, B, F, S, H, D] of a chunk."""
-    lead = (layers, batch, model.settings.chunk_frames, model.geometry.tokens_per_frame)
-    return _meta(model, dtype, lead), _meta(model, dtype, lead)
+def _chunk(model: Model, dtype: torch.dtype, batch: int, layers: int) -> KV:
+    """Keys and values of a chunk."""
+    lead = (batch, model.settings.chunk_frames, model.geometry.tokens_per_frame)
+    return KV(*(tuple(_meta(model, dtype, lead) for _ in range(layers)) for _ in range(2)))
 
 
 def _meta(model: Model, dtype: torch.dtype, lead: tuple[int, ...]) -> Tensor:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from reward_forcing.checkpoints.tiny_vae import load_tiny_decoder
 from reward_forcing.models.attention import TextContext
+from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.processes import ALONE, World, computed_by_first
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
-from reward_forcing.streaming.acceleration import Acceleration, FrugalDenoiser, LowBitLinear, load_accelerated
+from reward_forcing.streaming.acceleration import Acceleration, LowBitLinear, load_accelerated
 from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.given import Clip, Given, Picture, open_given
 from reward_forcing.streaming.methods import StreamingSettings
@@ -208,7 +209,7 @@ class StreamingVideoPipeline:
         shape = (channels, geometry.latent_height, geometry.latent_width)
 
         def make_rollout(text: TextContext) -> Rollout:
-            denoiser, cache = FrugalDenoiser(self.transformer), KVCache.empty(self.settings.cache)
+            denoiser, cache = Denoiser(self.transformer), KVCache.empty(self.settings.cache)
             context_noise = self.settings.context_noise
             where = {"device": weight.device, "dtype": weight.dtype}
             passes = self.settings.passes()
