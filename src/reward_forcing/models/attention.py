@@ -6,7 +6,7 @@ D head width, L text tokens. Knows neither how a cache evicts nor which network 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,19 @@ class KV:
         return torch.stack(tuple(self.keys)), torch.stack(tuple(self.values))
 
 
+class OnDemand(Sequence[Tensor]):
+    """Layers that are made whenever they are read, and kept by nobody: `make` of each of `sources`."""
+
+    def __init__(self, sources: Sequence[Any], make: Callable[[Any], Tensor]) -> None:
+        self._sources, self._make = sources, make
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __getitem__(self, layer: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] no slices
+        return self._make(self._sources[layer])
+
+
 @dataclass(frozen=True)
 class Past:
     """What the frames of a chunk can see besides themselves, and where in time everything sits.
@@ -64,7 +77,8 @@ class Past:
         """This past with `rotate` applied to every layer's keys; itself where that has happened before."""
         if self.rotated:
             return self
-        return replace(self, keys=tuple(rotate(layer) for layer in self.keys), rotated=True)
+        keys = OnDemand(self.keys, rotate) if isinstance(self.keys, OnDemand) else tuple(map(rotate, self.keys))
+        return replace(self, keys=keys, rotated=True)
 
 
 @dataclass(frozen=True)

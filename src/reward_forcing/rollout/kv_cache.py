@@ -17,9 +17,10 @@ from torch import Tensor
 
 from reward_forcing.config import Settings
 from reward_forcing.flow import widen
-from reward_forcing.models.attention import KV, Past
+from reward_forcing.models.attention import KV, OnDemand, Past
 from reward_forcing.rollout.positions import Cut, Positions, time_positions, with_cut, without_gone
 from reward_forcing.rollout.sinks import EmaSink, SinkSettings
+from reward_forcing.rollout.storage import Storage, from_int8, to_int8
 
 UNLIMITED = -1
 FRAMES = 1
@@ -91,7 +92,8 @@ class KVCache:
     context: [what is seen of the sink | local past] in the network's dtype, keys and values of each layer
     [B, P, S, H, D], oldest first; None while nothing is committed. sink: the sink in float32 [B, sink_frames, S, H, D].
     committed, evicted: latent frames ever committed and ever evicted. sink_updates: commits whose evicted frames went
-    to the sink. cuts: where time jumps (see `positions`).
+    to the sink. cuts: where time jumps (see `positions`). storage: where it is not 'exact', context is the local past
+    alone, as `storage` stores it. dtype: the network's.
     """
 
     settings: CacheSettings
@@ -101,21 +103,32 @@ class KVCache:
     evicted: int = 0
     sink_updates: int = 0
     cuts: tuple[Cut, ...] = ()
+    storage: Storage = "exact"
+    dtype: torch.dtype = torch.float32
 
     @classmethod
-    def empty(cls, settings: CacheSettings) -> "KVCache":
+    def empty(cls, settings: CacheSettings, storage: Storage = "exact") -> "KVCache":
         """The cache of a rollout that has not begun."""
-        return cls(settings)
+        return cls(settings, storage=storage)
+
+    def emptied(self) -> "KVCache":
+        """This one as it was when nothing had been committed."""
+        return KVCache.empty(self.settings, self.storage)
 
     @property
     def frames(self) -> int:
-        """Latent frames in the context, sink included."""
-        return 0 if self.context is None else self.context.frames
+        """Latent frames that are kept, sink included."""
+        return 0 if self.context is None else self.context.frames + self.sink_frames - self._joined_frames
 
     @property
     def sink_frames(self) -> int:
         """Filled frames of the sink; attention sees only these."""
         return 0 if self.sink is None else self.sink.frames
+
+    @property
+    def _joined_frames(self) -> int:
+        """Frames of the sink in the context."""
+        return self.sink_frames if self.storage == "exact" else 0
 
     @property
     def batch(self) -> int | None:
@@ -132,7 +145,7 @@ class KVCache:
         Raises ValueError if `frames` do not fit the window.
         """
         room = self.settings.local_frames(frames)
-        if self.context is None:
+        if self.context is None or self.sink is None:
             return None
         sink, local = self.sink_frames, self.frames - self.sink_frames
         if room is not None:
@@ -145,8 +158,29 @@ class KVCache:
             return None
         numbers = range(self.committed - local, self.committed + frames)
         positions = time_positions(self.settings.positions, sink, numbers, self.cuts)
-        seen = self.context.map(lambda layer: _show(layer, sink, local))
+        if self.storage == "exact":
+            seen = self.context.map(lambda layer: _show(layer, sink, local))
+        else:
+
+            def join(layer: tuple[Tensor, Tensor]) -> Tensor:
+                newest = self.read(layer[0][:, layer[0].shape[FRAMES] - local :])
+                return torch.cat([self.shown_sink(layer[1]), newest], dim=FRAMES) if sink else newest
+
+            pairs = ((self.context.keys, self.sink.keys), (self.context.values, self.sink.values))
+            seen = KV(*(OnDemand(tuple(zip(*pair, strict=True)), join) for pair in pairs))
         return Past(seen.keys, seen.values, positions[:shown], positions[shown:])
+
+    def shown_sink(self, sink: Tensor) -> Tensor:
+        """What attention sees of a layer's sink, in the network's dtype; sinks know a tensor with an axis of layers."""
+        return self.settings.sink.show(sink[None], self.evicted)[0].to(self.dtype)
+
+    def store(self, layer: Tensor) -> Tensor:
+        """A layer's frames as this cache stores them."""
+        return to_int8(layer) if self.storage == "int8" else layer
+
+    def read(self, stored: Tensor) -> Tensor:
+        """The frames that `store` was given, in the network's dtype."""
+        return from_int8(stored, self.dtype) if self.storage == "int8" else stored
 
     def rewound(self, frames: int) -> "KVCache":
         """The cache before its newest `frames` frames were committed, as far as it remembers that.
@@ -155,8 +189,8 @@ class KVCache:
         """
         if self.context is None:
             return self
-        kept = max(self.sink_frames, self.frames - frames)
-        context = self.context.map(lambda layer: layer[:, :kept].clone())
+        kept = max(0, self.frames - self.sink_frames - frames)
+        context = self.context.map(lambda layer: layer[:, : self._joined_frames + kept].clone())
         return replace(self, context=context, committed=self.committed - frames)
 
     def flushed(self, frames: int) -> "KVCache":
@@ -167,7 +201,7 @@ class KVCache:
         local = self.frames - self.sink_frames
         if self.context is None or local <= frames:
             return self
-        return replace(self, context=self.context.map(lambda layer: _show(layer, self.sink_frames, frames)))
+        return replace(self, context=self.context.map(lambda layer: _show(layer, self._joined_frames, frames)))
 
     def cut(self, frames: int) -> "KVCache":
         """The cache with a jump of `frames` latent frames of time after its newest frame; itself if it has none."""
@@ -199,7 +233,7 @@ class Commit:
         _check(cache, kv)
         settings, frames = cache.settings, kv.frames
         self._policy = settings.sink
-        self._sink_frames = cache.sink_frames
+        self._joined = cache._joined_frames
         self._to_sink = min(frames, settings.sink.frames - cache.sink_frames)
         local = cache.frames - cache.sink_frames + frames - self._to_sink
         kept = settings.kept_frames
@@ -215,8 +249,10 @@ class Commit:
             committed=committed,
             evicted=cache.evicted + self._evict * absorb,
             sink_updates=cache.sink_updates + self._absorbs,
+            dtype=kv.keys[0].dtype,
         )
-        context, sink = (held or kv.map(_no_frames) for held in (cache.context, cache.sink))
+        sink = cache.sink or kv.map(_no_frames)
+        context = cache.context or kv.map(_no_frames).map(cache.store)
         self._keys = deque(zip(context.keys, sink.keys, kv.keys, strict=True))
         self._values = deque(zip(context.values, sink.values, kv.values, strict=True))
 
@@ -234,25 +270,26 @@ class Commit:
         return context, sink
 
     def _advance(self, context: Tensor, sink: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """The next context and the next sink of one layer; sinks know a tensor with an axis of layers."""
+        """The next context and the next sink of one layer."""
+        after = self._after
         first, new = new.tensor_split([self._to_sink], dim=FRAMES)
-        old = context[:, self._sink_frames :]
+        old = context[:, self._joined :]
         if self._to_sink:
             sink = torch.cat([widen(sink), widen(first)], dim=FRAMES)
         from_old = min(self._evict, old.shape[FRAMES])
         gone_old, kept_old = old.tensor_split([from_old], dim=FRAMES)
         gone_new, kept_new = new.tensor_split([self._evict - from_old], dim=FRAMES)
         if self._absorbs:
-            gone = torch.cat([gone_old, gone_new], dim=FRAMES)
+            gone = torch.cat([after.read(gone_old), gone_new], dim=FRAMES)
             sink = self._policy.absorb(sink[None], gone[None], slot=self._slot)[0]
-        seen = self._policy.show(sink[None], self._after.evicted)[0]
-        return torch.cat([seen.to(new.dtype), kept_old, kept_new], dim=FRAMES), sink
+        joined = [after.shown_sink(sink)] if after.storage == "exact" else []
+        return torch.cat([*joined, kept_old, after.store(kept_new)], dim=FRAMES), sink
 
 
 def _check(cache: KVCache, kv: KV) -> None:
-    if cache.context is None:
+    if cache.sink is None:
         return
-    held, came = (_without_frames(layers) for layers in (cache.context.keys, kv.keys))
+    held, came = (_without_frames(layers) for layers in (cache.sink.keys, kv.keys))
     if held != came:
         raise ValueError(
             f"the cache holds [layers, batch, tokens, heads, width] {held}, the committed frames have {came}; "

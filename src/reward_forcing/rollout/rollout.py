@@ -341,7 +341,7 @@ class Rollout:
         with torch.set_grad_enabled(self._kv_grad != "none" and torch.is_grad_enabled()):
             recent, commit = self._recalled(x), Commit(self._state.cache, kv)
             kv, self._lost = None, True
-            self._state = replace(self._state, cache=KVCache.empty(self._state.cache.settings))
+            self._state = replace(self._state, cache=self._state.cache.emptied())
             cache = commit.run()
             self._state = replace(self._state, cache=cache, recent=recent)
             self._lost = False

@@ -34,7 +34,7 @@ from reward_forcing.models.meta_networks import meta_text_encoder, meta_transfor
 from reward_forcing.models.sizes import PUBLISHED, SIZES
 from reward_forcing.models.vae import StreamingVAE, VAEState
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.rollout import KVCache, Rollout, SeededNoise
+from reward_forcing.rollout import KVCache, Rollout, SeededNoise, Storage
 from reward_forcing.streaming.methods import StreamingSettings, streaming_settings
 from reward_forcing.streaming.model_folder import ModelFolder
 
@@ -85,8 +85,8 @@ class Precision:
 class Needs:
     """Bytes that a stream holds beside the weights, its window full.
 
-    cache: keys, values and the sink. shown: what of it the passes of a chunk read, keys rotated. context: keys and
-    values of the prompt. state: of the decoder. encoding, denoising, committing, decoding: the most that each stage
+    cache: keys, values and the sink. shown: what is made of it for all passes of a chunk, keys rotated. context: keys
+    and values of the prompt. state: of the decoder. encoding, denoising, committing, decoding: the most that each stage
     holds beside all these; decoding by the number of latent frames decoded at a time.
     """
 
@@ -129,15 +129,21 @@ def model_of_size(name: str, method: str | None = None, changes: Sequence[str] =
     return Model(name, network, vae, encoder, torch.bfloat16, tokens, settings, geometry)
 
 
-@lru_cache(maxsize=4)
-def needs_of(model: Model, precision: Precision, batch: int = 1, decode_frames: tuple[int, ...] = (3, 1)) -> Needs:
+@lru_cache(maxsize=8)
+def needs_of(
+    model: Model,
+    precision: Precision,
+    batch: int = 1,
+    decode_frames: tuple[int, ...] = (3, 1),
+    storage: Storage = "exact",
+) -> Needs:
     """What a stream of `batch` videos holds beside the weights.
 
-    decode_frames: the numbers of latent frames decoded at a time that are asked for.
+    decode_frames: the numbers of latent frames decoded at a time that are asked for. storage: of the cache.
     """
     with torch.no_grad(), _FusedAttention():
-        cache, context, shown, denoising = _passes(model, precision.transformer, batch)
-        committing = _commit(model, precision.transformer, batch, shown, denoising)
+        cache, context, shown, denoising = _passes(model, precision.transformer, batch, storage)
+        committing = _commit(model, precision.transformer, batch, storage, shown, denoising)
         state, decoding = 0, {}
         for frames in decode_frames:
             state, decoding[frames] = _decoder(model, precision.vae, batch, frames)
@@ -154,7 +160,7 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int, int]:
+def _passes(model: Model, dtype: torch.dtype, batch: int, storage: Storage) -> tuple[int, int, int, int]:
     """Bytes of cache, text and shown past of all layers, and the most a pass holds beside them: that of one block."""
     config = dict(model.network.config) | {"num_layers": 1}
     with torch.device("meta"):
@@ -167,11 +173,11 @@ def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int
         settings = settings.model_copy(update={"denoising_steps": settings.denoising_steps[:1]})
     shape = (config["in_channels"], geometry.latent_height, geometry.latent_width)
     denoiser, shown_frames = Denoiser(network), settings.chunks_at_once * settings.chunk_frames
-    past = _filled(model, dtype, batch, layers=1).past(shown_frames)
+    past = _filled(model, dtype, batch, 1, storage).past(shown_frames)
     _ = past and denoiser.rotate(past, shape[1:])  # whose angles are computed once for good
     with LiveBytes() as live:
         before = live.live
-        cache = _filled(model, dtype, batch, layers=1)
+        cache = _filled(model, dtype, batch, 1, storage)
         held = live.live - before
         text = TextContext(*(_meta(model, dtype, (1, batch, model.text_tokens)) for _ in range(2)))
         context = live.live - before - held
@@ -211,7 +217,7 @@ class _CleanPass:
         return past.with_rotated(torch.empty_like)
 
 
-def _commit(model: Model, dtype: torch.dtype, batch: int, shown: int, denoising: int) -> int:
+def _commit(model: Model, dtype: torch.dtype, batch: int, storage: Storage, shown: int, denoising: int) -> int:
     """The most that a clean pass and its commit hold beside the cache and what of it is shown to other passes: a pass
     beside the keys and values so far, or what a rollout holds while it makes the next cache of them."""
     layers, frames, geometry = model.network.config["num_layers"], model.settings.chunk_frames, model.geometry
@@ -219,7 +225,7 @@ def _commit(model: Model, dtype: torch.dtype, batch: int, shown: int, denoising:
     denoiser, text = _CleanPass(model, dtype), TextContext(*(_meta(model, dtype, (1, batch, 1)) for _ in range(2)))
     where = {"device": "meta", "dtype": dtype}
     with LiveBytes() as live:
-        cache = _filled(model, dtype, batch, layers)
+        cache = _filled(model, dtype, batch, layers, storage)
         standing = live.live + shown
         kv, past = _chunk(model, dtype, batch, layers), cache.past(frames, cache.settings.clean_pass_sees_sink)
         rotated = None if past is None else denoiser.rotate(past, shape[1:])
@@ -232,6 +238,7 @@ def _commit(model: Model, dtype: torch.dtype, batch: int, shown: int, denoising:
         return max(in_pass, live.peak) - standing
 
 
+@lru_cache(maxsize=8)  # the same for every storage of the cache
 def _decoder(model: Model, dtype: torch.dtype, batch: int, frames: int) -> tuple[int, int]:
     """Bytes of the decoder's state, and the most that decoding a chunk holds beyond it."""
     with torch.device("meta"):
@@ -251,6 +258,7 @@ def _decoder(model: Model, dtype: torch.dtype, batch: int, frames: int) -> tuple
         return state, live.peak - before - state
 
 
+@lru_cache(maxsize=4)
 def _encoder(model: Model) -> int:
     """The most that encoding one prompt holds: the work of one layer."""
     config = type(model.text_encoder.config).from_dict(model.text_encoder.config.to_dict() | {"num_layers": 1})
@@ -263,9 +271,9 @@ def _encoder(model: Model) -> int:
         return live.peak - before
 
 
-def _filled(model: Model, dtype: torch.dtype, batch: int, layers: int) -> KVCache:
+def _filled(model: Model, dtype: torch.dtype, batch: int, layers: int, storage: Storage) -> KVCache:
     """A cache that has evicted a chunk, without contents."""
-    cache, chunk = KVCache.empty(model.settings.cache), model.settings.chunk_frames
+    cache, chunk = KVCache.empty(model.settings.cache, storage), model.settings.chunk_frames
     frames = model.settings.window_frames
     for _ in range(-(-(frames or UNLIMITED_FRAMES) // chunk) + (frames is not None)):
         cache = cache.commit(_chunk(model, dtype, batch, layers))

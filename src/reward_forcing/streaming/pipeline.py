@@ -23,7 +23,7 @@ from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.processes import ALONE, World, computed_by_first
-from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
+from reward_forcing.rollout import KVCache, Rollout, SeededNoise, Storage, SwitchPolicy
 from reward_forcing.streaming.acceleration import Acceleration, LowBitLinear, load_accelerated
 from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.given import Clip, Given, Picture, open_given
@@ -68,7 +68,7 @@ class StreamingVideoPipeline:
     same kind; several streams may run side by side, for each holds its own cache and decoder state.
 
     world: the processes that make every video together, each with a pipeline like this one on which the same is called
-    in the same order; see `streaming.processes`.
+    in the same order; see `streaming.processes`. storage: how caches keep the local past.
     """
 
     def __init__(
@@ -79,9 +79,11 @@ class StreamingVideoPipeline:
         settings: StreamingSettings,
         decoder: FrameDecoder | None = None,
         world: World = ALONE,
+        storage: Storage = "exact",
     ) -> None:
         share_network(transformer, world)
         self.world = world
+        self.storage: Storage = storage
         self.transformer = transformer
         self.vae = vae if world.size == 1 else SharedVAE(vae, world)
         self.decoder = decoder
@@ -150,7 +152,7 @@ class StreamingVideoPipeline:
         if world.is_first and not how.offload_text:
             text_encoder.load()
         decoder = None if folder.decoder is None else load_tiny_decoder(folder.decoder, dtype, decodes_on)
-        return cls(transformer, vae, text_encoder, folder.settings, decoder, world)
+        return cls(transformer, vae, text_encoder, folder.settings, decoder, world, how.cache)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
         """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded.
@@ -209,7 +211,7 @@ class StreamingVideoPipeline:
         shape = (channels, geometry.latent_height, geometry.latent_width)
 
         def make_rollout(text: TextContext) -> Rollout:
-            denoiser, cache = Denoiser(self.transformer), KVCache.empty(self.settings.cache)
+            denoiser, cache = Denoiser(self.transformer), KVCache.empty(self.settings.cache, self.storage)
             context_noise = self.settings.context_noise
             where = {"device": weight.device, "dtype": weight.dtype}
             passes = self.settings.passes()
