@@ -35,8 +35,8 @@ class Acceleration(Settings):
     precision; the dynamic ones round what they are multiplied with as well. Everything but 'exact' changes the videos
     (docs/performance.md says by how much).
     cache: how the KV cache keeps the local past. lean makes what a layer reads anew in every pass, which changes no
-    video; int8 does so too, and stores the local past in 8 bits with one scale per token and head, which does. The sink
-    stays float32 and the current chunk as it is.
+    video; int8 does so too, and stores the local past in 8 bits with one scale per frame and channel, which does. The
+    sink stays float32 and the current chunk as it is.
     offload_text: the text encoder lies in host memory, see `TextEncoder`. offload_blocks: so many of the transformer's
     blocks lie in host memory and visit the device in turn, each copied while the one before it computes; more than
     there are means all. decode_frames: latent frames that the VAE decodes at a time. These three change no video.
