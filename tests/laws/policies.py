@@ -167,9 +167,8 @@ def video(rollout: Rollout, chunks: int, changes: Mapping[int, TextContext] | No
 def held(state: RolloutState) -> int:
     """Numbers that a state keeps alive, but for the current text."""
     kvs: list[KV] = [kv for kv in (state.cache.context, state.cache.sink) if kv is not None]
-    tensors = [tensor for kv in kvs for tensor in (kv.keys, kv.values)]
-    if state.pending is not None and state.pending.kv is not None:
-        tensors += [state.pending.kv.keys, state.pending.kv.values]
+    kvs += [state.pending.kv] if state.pending is not None and state.pending.kv is not None else []
+    tensors = [tensor for kv in kvs for tensor in (*kv.keys, *kv.values)]
     tensors += [*state.recent, *(text.keys for _, text in state.earlier), *(chunk.latents for chunk in state.noisy)]
     stored = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in tensors)
     return stored + len(state.cache.cuts)

@@ -69,7 +69,7 @@ def test_cached_clean_passes_equal_the_masked_forward(positions, frames, first, 
     kvs = [prediction.kv for prediction in recorder.predictions]
     assert expected.kv is not None
     for name in ("keys", "values"):
-        stored = torch.cat([getattr(kv, name) for kv in kvs], dim=2)
+        stored = tuple(torch.cat(layer, dim=1) for layer in zip(*(getattr(kv, name) for kv in kvs), strict=True))
         torch.testing.assert_close(stored, getattr(expected.kv, name), rtol=1e-4, atol=1e-5)
 
 
@@ -243,7 +243,7 @@ def held(rollout: Rollout) -> list[Tensor]:
     assert state.pending is not None
     pairs: list[KV] = [state.cache.context, state.cache.sink]
     latents = [state.pending.latents, *(chunk.latents for chunk in state.noisy)]
-    return [tensor for kv in pairs for tensor in (kv.keys, kv.values)] + latents
+    return [tensor for kv in pairs for tensor in (*kv.keys, *kv.values)] + latents
 
 
 grids = st.tuples(st.just(4), *(st.integers(1, 3).map(lambda half: 2 * half) for _ in range(2)))

@@ -2,20 +2,16 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from reward_forcing.models.attention import Past
-from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.live_bytes import LiveBytes
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.streaming.acceleration import (
     Acceleration,
-    FrugalDenoiser,
     LowBitLinear,
     is_offloaded,
     load_accelerated,
@@ -109,17 +105,6 @@ def test_without_torchao_the_extra_is_named_before_weights_are_read(
 def test_what_this_machine_cannot_multiply_is_refused(tiny_model_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"needs a GPU that multiplies float8"):
         frames_of(tiny_model_folder, weights="fp8-dynamic")
-
-
-def test_keys_rotated_layer_by_layer_are_the_keys_rotated_at_once(tiny_dit: Callable[..., WanDiT]) -> None:
-    network = tiny_dit()
-    config = network.config
-    size = (config["num_layers"], 2, 4, 4, config["num_attention_heads"], config["attention_head_dim"])
-    past = Past(torch.randn(size), torch.randn(size), torch.arange(4), torch.arange(4, 6))
-    whole, frugal = (kind(network).rotate(past, (4, 4)) for kind in (Denoiser, FrugalDenoiser))
-    assert torch.equal(whole.keys, frugal.keys)
-    assert frugal.rotated
-    assert FrugalDenoiser(network).rotate(replace(frugal), (4, 4)).keys is frugal.keys
 
 
 def test_a_decoder_state_that_nobody_holds_is_never_there_twice(tiny_model_folder: Path) -> None:

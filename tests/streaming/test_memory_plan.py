@@ -1,6 +1,7 @@
 """A plan is told from headers and agrees with what the loaded objects hold, to the byte where that can be."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from commands import rforce
 
 from reward_forcing.benchmarks.work import held_bytes
 from reward_forcing.models.tiny_vae import TinyVAE
+from reward_forcing.rollout import Storage
 from reward_forcing.streaming.acceleration import Acceleration, stored_tensors
 from reward_forcing.streaming.memory_needs import Model, model_of_folder, model_of_size, needs_of
 from reward_forcing.streaming.memory_plan import (
@@ -37,7 +39,7 @@ def small_1_3b() -> Model:
 def planned(folder: Path | str, how: Acceleration, **changes: object) -> tuple[Model, object]:
     model = model_of_folder(open_model_folder(folder, changes=changes))
     precision = precision_on(CPU)
-    return model, plan_of(model, needs_of(model, precision), how, CPU, precision)
+    return model, plan_of(model, needs_of(model, precision, storage=how.cache), how, CPU, precision)
 
 
 def bytes_of(*modules: torch.nn.Module) -> int:
@@ -68,11 +70,14 @@ def test_planned_weights_are_those_that_are_loaded(tiny_model_folder: Path, weig
         {"clean_pass": False},
     ],
 )
+@pytest.mark.parametrize("storage", get_args(Storage))
 def test_planned_cache_and_decoder_state_are_what_a_stream_holds(
-    tiny_model_folder: Path, changes: dict[str, object]
+    tiny_model_folder: Path, changes: dict[str, object], storage: Storage
 ) -> None:
-    _, plan = planned(tiny_model_folder, Acceleration(), **changes)
-    stream = StreamingVideoPipeline.from_pretrained(tiny_model_folder, settings=changes, device="cpu").stream("a ball")
+    how = Acceleration(cache=storage)
+    _, plan = planned(tiny_model_folder, how, **changes)
+    place = {"device": "cpu", "acceleration": how}
+    stream = StreamingVideoPipeline.from_pretrained(tiny_model_folder, settings=changes, **place).stream("a ball")
     for _ in range(6):
         next(stream)
     assert plan.needs.cache == held_bytes(stream.rollout.cache)
@@ -134,6 +139,14 @@ def test_the_14b_network_fits_24_gib_at_480p_with_its_own_weights() -> None:
     assert plan.weights["transformer"] + plan.host > 28e9  # what does not lie here lies there
 
 
+def test_reward_forcing_fits_8_gib_at_480p_with_its_own_weights_and_a_lean_cache() -> None:
+    model = model_of_size("wan-1.3b", "reward")
+    plan = choose(model, "auto", DeviceMemory(CUDA, 8 * GIB))
+    assert plan.acceleration.is_exact
+    assert plan.acceleration.cache == "lean"
+    assert plan.stages["commit"] < plan.stages["decode"], "no second cache"
+
+
 def test_no_preset_gives_up_what_it_does_not_say(small_1_3b: Model) -> None:
     plans = {preset: [plan.acceleration for plan in plans_of(small_1_3b, preset, CUDA)] for preset in Preset}
     assert plans["auto"][0] == plans["quality"][0] == plans["fast"][0] == Acceleration()
@@ -149,6 +162,9 @@ def test_a_plan_says_when_it_changes_the_output(small_1_3b: Model) -> None:
     memory = DeviceMemory(CUDA, 80 * GIB)
     exact, low = (describe_plan(choose(small_1_3b, name, memory), small_1_3b, memory) for name in ("quality", "low"))
     assert "exact weights" in exact
+    fixed = choose(small_1_3b, "quality", memory, fixed={"cache": "int8"})
+    assert not fixed.acceleration.is_exact
+    assert "int8 cache (which changes the output)" in describe_plan(fixed, small_1_3b, memory)
     assert "int8 weights (which changes the output)" in low
 
 

@@ -111,7 +111,7 @@ def steady_passes(method: Method) -> tuple[list[Attended], list[Attended]]:
     A method without a window has no steady state; what it does once 21 latent frames are cached is taken.
     """
     chunk, cache = method.chunk_frames, KVCache.empty(method.cache)
-    kv = KV(*(torch.empty(1, 1, chunk, 1, 1, 1, device="meta") for _ in range(2)))
+    kv = KV(*((torch.empty(1, chunk, 1, 1, 1, device="meta"),) for _ in range(2)))
     for _ in range(-(-(method.window_frames or 21) // chunk) + 1):
         cache = cache.commit(kv)
     frames = method.chunks_at_once * chunk
@@ -121,7 +121,7 @@ def steady_passes(method: Method) -> tuple[list[Attended], list[Attended]]:
 
 def _attended(cache: KVCache, frames: int, with_sink: bool) -> Attended:
     past = cache.past(frames, with_sink)
-    seen = 0 if past is None else past.keys.shape[2]
+    seen = 0 if past is None else past.frames
     return Attended(frames, frames * (seen + frames), past=seen)
 
 

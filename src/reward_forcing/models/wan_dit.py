@@ -178,11 +178,11 @@ class WanDiT(ModelMixin, ConfigMixin):
         latent_size: rows and columns (h, w) of the latents. A past that is already rotated comes back as it is.
         """
 
-        def turn(keys: Tensor) -> Tensor:
-            by = rotation(past.key_positions, self._grid(latent_size), self.head_dim, keys.device)
-            return self._rotate(keys, by).to(self.patch_embedding.weight.dtype)
-
-        return past.with_rotated(turn)
+        if past.rotated:
+            return past
+        weight = self.patch_embedding.weight
+        by = rotation(past.key_positions, self._grid(latent_size), self.head_dim, weight.device)
+        return past.with_rotated(lambda keys: self._rotate(keys, by).to(weight.dtype))
 
     def forward(
         self,
@@ -223,7 +223,7 @@ class WanDiT(ModelMixin, ConfigMixin):
             if want_kv:
                 keys.append(key)
                 values.append(value)
-        kv = KV(torch.stack(keys), torch.stack(values)) if want_kv else None
+        kv = KV(tuple(keys), tuple(values)) if want_kv else None
         if want_kv == "only":
             return x.new_empty(x.shape[0], 0, *x.shape[2:], dtype=torch.float32), kv
         patches = self.share.join(self._head(tokens, time.embedding), math.prod(grid))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reward_forcing.flow import add_noise, euler_step, widen, x0_to_velocity
 from reward_forcing.models.attention import KV, DenoiserProtocol, Past, Text, TextContext, TextMix
-from reward_forcing.rollout.kv_cache import KVCache
+from reward_forcing.rollout.kv_cache import Commit, KVCache
 from reward_forcing.rollout.noise import Noise
 from reward_forcing.rollout.schedule import Pass
 from reward_forcing.rollout.switches import Keep, SwitchPolicy
@@ -155,6 +155,7 @@ class Rollout:
         self._switch = switch or Keep()
         self._state = RolloutState(cache, text)
         self._shown: tuple[KVCache, int, bool, Past | None] | None = None
+        self._lost = False
 
     @property
     def device(self) -> torch.device:
@@ -164,6 +165,7 @@ class Rollout:
     @property
     def state(self) -> RolloutState:
         """This moment as a value; to be read between two chunks."""
+        self._check_whole()
         return self._state
 
     def resume(self, state: RolloutState, schedule: Iterable[Pass]) -> None:
@@ -175,6 +177,7 @@ class Rollout:
         self._schedule = iter(schedule)
         self._state = state
         self._shown = None
+        self._lost = False
 
     @property
     def text(self) -> TextContext:
@@ -207,6 +210,7 @@ class Rollout:
     @cache.setter
     def cache(self, cache: KVCache) -> None:
         self._state = replace(self._state, cache=self._checked(cache), pending=None, recent=())
+        self._lost = False
 
     def _checked(self, cache: KVCache) -> KVCache:
         """`cache`, unless it is for chunks of another size."""
@@ -259,8 +263,8 @@ class Rollout:
         x = torch.cat([chunk.latents for chunk in noisy], dim=1)
         sigma = torch.tensor(step.sigma, dtype=torch.float32, device="cpu").repeat_interleave(frames)
         past = self._past(x.shape[1])
-        if past is not None and past.keys.shape[1] != x.shape[0]:
-            raise ValueError(f"the noise has {x.shape[0]} samples, the cache holds {past.keys.shape[1]}")
+        if past is not None and state.cache.batch != x.shape[0]:
+            raise ValueError(f"the noise has {x.shape[0]} samples, the cache holds {state.cache.batch}")
         with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
             is_last = step.finishes and not self._clean_pass
             wants_kv = is_last or (self._kv_grad == "stale" and torch.is_grad_enabled())
@@ -270,8 +274,8 @@ class Rollout:
         if step.is_exit:
             kept = [replace(chunk, at_exit=x0) for chunk, x0 in zip(kept, predicted, strict=True)]
         if prediction.kv is not None:
-            oldest = (tensor[:, :, :frames].contiguous() for tensor in (prediction.kv.keys, prediction.kv.values))
-            kept[0] = replace(kept[0], kv=KV(*oldest))  # no view, which would keep the joint window's alive
+            oldest = prediction.kv.map(lambda layer: layer[:, :frames].contiguous())
+            kept[0] = replace(kept[0], kv=oldest)  # no view, which would keep the joint window's alive
         after = [
             replace(chunk, latents=self._next_level(chunk, number, x0.detach(), now, then, step.fresh_noise))
             for number, chunk, x0, now, then in zip(numbers, kept, predicted, step.sigma, step.sigma_next, strict=True)
@@ -318,15 +322,21 @@ class Rollout:
 
     def _settle(self) -> None:
         """Commit the last yielded chunk if that has not been done."""
+        self._check_whole()
         pending = self._state.pending
         if pending is not None:
             self._commit(pending.latents, pending.text, pending.index, pending.passes, pending.kv)
             self._state = replace(self._state, pending=None)
 
+    def _check_whole(self) -> None:
+        if self._lost:
+            raise RuntimeError("a commit of this rollout broke off and its cache is lost; resume a state you hold")
+
     def _commit(self, latents: Tensor, text: Text, index: int, passes: int, kv: KV | None = None) -> None:
         """Commit the keys and values that a clean pass gives of `latents`, or without clean passes `kv` itself.
 
-        kv: see `Finished`; None for what is given.
+        kv: see `Finished`; None for what is given. The rollout lets go of its cache before the next one is made, so
+        that what nobody else holds is freed on the way; if that breaks off there is none.
         """
         stale, last = (kv, None) if self._clean_pass else (None, kv)
         past = None if last else self._past(latents.shape[1], self._state.cache.settings.clean_pass_sees_sink)
@@ -335,11 +345,16 @@ class Rollout:
             if self._context_noise:
                 x = self._add_noise(latents, index, passes, self._context_noise)
             kv = last or self._clean(x, text, past)
-        self._shown = None
+        self._shown = past = None
         if stale is not None:
             kv = KV(_with_graph(kv.keys, stale.keys), _with_graph(kv.values, stale.values))
         with torch.set_grad_enabled(self._kv_grad != "none" and torch.is_grad_enabled()):
-            self._state = replace(self._state, cache=self._state.cache.commit(kv), recent=self._recalled(x))
+            recent, commit = self._recalled(x), Commit(self._state.cache, kv)
+            kv, self._lost = None, True
+            self._state = replace(self._state, cache=self._state.cache.emptied())
+            cache = commit.run()
+            self._state = replace(self._state, cache=cache, recent=recent)
+            self._lost = False
 
     def _clean(self, x: Tensor, text: Text, past: Past | None) -> KV:
         """Keys and values of finished frames, given as they enter the cache."""
@@ -365,6 +380,7 @@ class Rollout:
         """
         cache = self._state.cache
         if self._shown is None or self._shown[0] is not cache or self._shown[1:3] != (frames, with_sink):
+            self._shown = None  # the old one is freed before the new one is made
             past = cache.past(frames, with_sink)
             if past is not None:
                 past = self._denoiser.rotate(past, (self._shape[2], self._shape[3]))
@@ -401,6 +417,7 @@ class Rollout:
         return add_noise(widen(clean), noise, sigmas).to(self._dtype)
 
 
-def _with_graph(values: Tensor, graph: Tensor) -> Tensor:
-    """A tensor that equals `values` and whose gradient flows into `graph`."""
-    return values + (graph - graph.detach()).to(values.dtype)
+def _with_graph(values: Sequence[Tensor], graphs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Layers that equal `values` and whose gradients flow into `graphs`."""
+    pairs = zip(values, graphs, strict=True)
+    return tuple(value + (graph - graph.detach()).to(value.dtype) for value, graph in pairs)

@@ -1,4 +1,4 @@
-"""A transformer in less memory: its big matrices in fewer bits, and blocks that visit the device in turn.
+"""A model in less memory: its big matrices in fewer bits, and blocks that visit the device in turn.
 
 Owns what a network's weights are stored as and where its blocks lie; how much that saves is `memory_plan`'s to tell.
 Everything happens while weights are read, block by block, so that the whole network in full precision is never on the
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,9 +22,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from reward_forcing.checkpoints.load import load_transformer
 from reward_forcing.config import Settings
-from reward_forcing.models.attention import Past
-from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.rollout.storage import Storage
 
 Weights = Literal["exact", "int8", "fp8", "int8-dynamic", "fp8-dynamic"]
 
@@ -35,6 +34,9 @@ class Acceleration(Settings):
     weights: of the blocks' matrices. int8 and fp8 store them with one scale per row and multiply in the network's own
     precision; the dynamic ones round what they are multiplied with as well. Everything but 'exact' changes the videos
     (docs/performance.md says by how much).
+    cache: how the KV cache keeps the local past. lean makes what a layer reads anew in every pass, which changes no
+    video; int8 does so too, and stores the local past in 8 bits with one scale per frame and channel, which does. The
+    sink stays float32 and the current chunk as it is.
     offload_text: the text encoder lies in host memory, see `TextEncoder`. offload_blocks: so many of the transformer's
     blocks lie in host memory and visit the device in turn, each copied while the one before it computes; more than
     there are means all. decode_frames: latent frames that are decoded at a time. These three change no video.
@@ -44,6 +46,7 @@ class Acceleration(Settings):
     """
 
     weights: Weights = "exact"
+    cache: Storage = "exact"
     offload_text: bool = False
     offload_blocks: NonNegativeInt = 0
     decode_frames: PositiveInt = 3
@@ -57,12 +60,12 @@ class Acceleration(Settings):
 
     @property
     def is_exact(self) -> bool:
-        """Whether videos are those of the stored weights."""
-        return self.weights == "exact"
+        """Whether videos are those of the stored weights and of an exact cache."""
+        return self.weights == "exact" and self.cache != "int8"
 
     def check(self, device: torch.device) -> None:
         """Raise ValueError where this machine cannot do it."""
-        if self.is_exact:
+        if self.weights == "exact":
             return
         try:
             import torchao  # noqa: F401
@@ -78,19 +81,6 @@ class LowBitLinear(nn.Linear):
     """A linear layer whose weight torchao stores; no shortcut for layers of exactly `nn.Linear` may take it."""
 
 
-class FrugalDenoiser(Denoiser):
-    """A denoiser that rotates the past layer by layer: the same keys, without float32 copies of all layers at once."""
-
-    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
-        """See `Denoiser.rotate`; records no gradients."""
-        if past.rotated:
-            return past
-        keys = torch.empty_like(past.keys, dtype=self.network.patch_embedding.weight.dtype)
-        for layer, kept in enumerate(past.keys.split(1)):
-            keys[layer] = super().rotate(replace(past, keys=kept), latent_size).keys[0]
-        return replace(past, keys=keys, rotated=True)
-
-
 def load_accelerated(
     path: Path, acceleration: Acceleration, *, heads: int | None, dtype: torch.dtype, device: torch.device
 ) -> WanDiT:
@@ -100,7 +90,7 @@ def load_accelerated(
     """
     acceleration.check(device)
     of_file: dict[str, Any] = {"heads": heads, "dtype": dtype, "device": device}
-    if acceleration.is_exact and not acceleration.offload_blocks:
+    if acceleration.weights == "exact" and not acceleration.offload_blocks:
         network = load_transformer(path, **of_file).requires_grad_(False)
         return network.compile_blocks() if acceleration.compile else network
     staged: list[nn.Module] = []

@@ -27,7 +27,8 @@ from reward_forcing.checkpoints.load import open_network
 from reward_forcing.checkpoints.tiny_vae import TinyCheckpoint, open_tiny_vae
 from reward_forcing.config import unknown
 from reward_forcing.geometry import Geometry
-from reward_forcing.models.attention import KV, TextContext
+from reward_forcing.models.attention import KV, Past, Prediction, Text, TextContext, WantKV
+from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.layers import TimeContext
 from reward_forcing.models.live_bytes import LiveBytes
 from reward_forcing.models.meta_networks import meta_text_encoder, meta_transformer, meta_vae
@@ -35,8 +36,7 @@ from reward_forcing.models.sizes import PUBLISHED, SIZES
 from reward_forcing.models.tiny_vae import TinyDecoder, TinyVAE
 from reward_forcing.models.vae import StreamingVAE, VAEState
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.rollout import KVCache, Rollout
-from reward_forcing.streaming.acceleration import FrugalDenoiser
+from reward_forcing.rollout import KVCache, Rollout, SeededNoise, Storage
 from reward_forcing.streaming.methods import StreamingSettings, streaming_settings
 from reward_forcing.streaming.model_folder import ModelFolder, find_decoder
 
@@ -91,8 +91,8 @@ class Precision:
 class Needs:
     """Bytes that a stream holds beside the weights, its window full.
 
-    cache: keys, values and the sink. shown: what of it the passes of a chunk read, keys rotated. context: keys and
-    values of the prompt. state: of the decoder. encoding, denoising, committing, decoding: the most that each stage
+    cache: keys, values and the sink. shown: what is made of it for all passes of a chunk, keys rotated. context: keys
+    and values of the prompt. state: of the decoder. encoding, denoising, committing, decoding: the most that each stage
     holds beside all these; decoding by the number of latent frames decoded at a time.
     """
 
@@ -140,23 +140,30 @@ def model_of_size(
     return Model(name, network, vae, encoder, torch.bfloat16, tokens, settings, geometry, tiny)
 
 
-@lru_cache(maxsize=4)
-def needs_of(model: Model, precision: Precision, batch: int = 1, decode_frames: tuple[int, ...] = (3, 1)) -> Needs:
+@lru_cache(maxsize=8)
+def needs_of(
+    model: Model,
+    precision: Precision,
+    batch: int = 1,
+    decode_frames: tuple[int, ...] = (3, 1),
+    storage: Storage = "exact",
+) -> Needs:
     """What a stream of `batch` videos holds beside the weights.
 
-    decode_frames: the numbers of latent frames decoded at a time that are asked for.
+    decode_frames: the numbers of latent frames decoded at a time that are asked for. storage: of the cache.
     """
     with torch.no_grad(), _FusedAttention():
-        cache, context, shown, denoising = _passes(model, precision.transformer, batch)
-        committing = _commit(model, precision.transformer, batch, denoising)
+        cache, context, shown, denoising = _passes(model, precision.transformer, batch, storage)
+        committing = _commit(model, precision.transformer, batch, storage, shown, denoising)
         state, decoding = 0, {}
         for frames in decode_frames:
             state, decoding[frames] = _decoder(model, precision.vae, batch, frames)
         encoding = _encoder(model)
-        if not model.settings.clean_pass:  # the last pass stacks keys and values; a chunk's wait for the next one
-            layers = model.network.config["num_layers"]
-            waiting = sum(tensor.nbytes for tensor in _chunk(model, precision.transformer, batch, layers))
-            committing = max(committing, denoising + 2 * model.settings.chunks_at_once * waiting)
+        if not model.settings.clean_pass:  # the last pass gives keys and values; a chunk's wait for the next one
+            layers, together = model.network.config["num_layers"], model.settings.chunks_at_once
+            chunk = _chunk(model, precision.transformer, batch, layers)
+            waiting = sum(layer.nbytes for layer in (*chunk.keys, *chunk.values))
+            committing = max(committing, denoising + waiting * (together + (together > 1)))
             encoding, decoding = encoding + waiting, {frames: size + waiting for frames, size in decoding.items()}
         return Needs(cache, shown, context, state, encoding, denoising, committing, decoding)
 
@@ -171,7 +178,7 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int, int]:
+def _passes(model: Model, dtype: torch.dtype, batch: int, storage: Storage) -> tuple[int, int, int, int]:
     """Bytes of cache, text and shown past of all layers, and the most a pass holds beside them: that of one block."""
     config = dict(model.network.config) | {"num_layers": 1}
     with torch.device("meta"):
@@ -183,12 +190,12 @@ def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int
     if settings.chunks_at_once == 1:
         settings = settings.model_copy(update={"denoising_steps": settings.denoising_steps[:1]})
     shape = (config["in_channels"], geometry.latent_height, geometry.latent_width)
-    denoiser, shown_frames = FrugalDenoiser(network), settings.chunks_at_once * settings.chunk_frames
-    past = _filled(model, dtype, batch, layers=1).past(shown_frames)
+    denoiser, shown_frames = Denoiser(network), settings.chunks_at_once * settings.chunk_frames
+    past = _filled(model, dtype, batch, 1, storage).past(shown_frames)
     _ = past and denoiser.rotate(past, shape[1:])  # whose angles are computed once for good
     with LiveBytes() as live:
         before = live.live
-        cache = _filled(model, dtype, batch, layers=1)
+        cache = _filled(model, dtype, batch, 1, storage)
         held = live.live - before
         text = TextContext(*(_meta(model, dtype, (1, batch, model.text_tokens)) for _ in range(2)))
         context = live.live - before - held
@@ -210,21 +217,46 @@ def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int
     return layers * held, layers * context, layers * shown, beside
 
 
-def _commit(model: Model, dtype: torch.dtype, batch: int, denoising: int) -> int:
-    """The most that a clean pass and its commit hold: a pass beside the keys and values so far, these twice as they are
-    stacked, or the cache a second time."""
-    layers = model.network.config["num_layers"]
-    cache = _filled(model, dtype, batch, layers)
+@dataclass(frozen=True)
+class _CleanPass:
+    """Stands for all layers in a clean pass: what these return, without what they compute it from."""
+
+    model: Model
+    dtype: torch.dtype
+
+    def __call__(
+        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: WantKV = False
+    ) -> Prediction:
+        """Keys and values of the frames of x."""
+        return Prediction(x, x, _chunk(self.model, self.dtype, x.shape[0], self.model.network.config["num_layers"]))
+
+    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
+        """`past` with other keys of the same size."""
+        return past.with_rotated(torch.empty_like)
+
+
+def _commit(model: Model, dtype: torch.dtype, batch: int, storage: Storage, shown: int, denoising: int) -> int:
+    """The most that a clean pass and its commit hold beside the cache and what of it is shown to other passes: a pass
+    beside the keys and values so far, or what a rollout holds while it makes the next cache of them."""
+    layers, frames, geometry = model.network.config["num_layers"], model.settings.chunk_frames, model.geometry
+    shape = (model.network.config["in_channels"], geometry.latent_height, geometry.latent_width)
+    denoiser, text = _CleanPass(model, dtype), TextContext(*(_meta(model, dtype, (1, batch, 1)) for _ in range(2)))
+    where = {"device": "meta", "dtype": dtype}
     with LiveBytes() as live:
-        before = live.live
-        keys, values = ([_chunk(model, dtype, batch, layers=1)[0][0] for _ in range(layers)] for _ in range(2))
-        beside_pass = denoising + live.live - before
-        kv = KV(torch.stack(keys), torch.stack(values))
-        del keys, values
-        cache.commit(kv)
-        return max(beside_pass, live.peak - before)
+        cache = _filled(model, dtype, batch, layers, storage)
+        standing = live.live + shown
+        kv, past = _chunk(model, dtype, batch, layers), cache.past(frames, cache.settings.clean_pass_sees_sink)
+        rotated = None if past is None else denoiser.rotate(past, shape[1:])
+        in_pass = live.live + denoising
+        del kv, past, rotated
+        rollout = Rollout(denoiser, (), cache, SeededNoise((0,) * batch), text, shape, **where)
+        del cache
+        live.peak = live.live
+        rollout.prime(torch.empty(batch, frames, *shape, device="meta"))
+        return max(in_pass, live.peak) - standing
 
 
+@lru_cache(maxsize=8)  # the same for every storage of the cache
 def _decoder(model: Model, dtype: torch.dtype, batch: int, frames: int) -> tuple[int, int]:
     """Bytes of the decoder's state, and the most that decoding a chunk holds beyond it."""
     with torch.device("meta"):
@@ -246,6 +278,7 @@ def _decoder(model: Model, dtype: torch.dtype, batch: int, frames: int) -> tuple
         return state, live.peak - before - state
 
 
+@lru_cache(maxsize=4)
 def _encoder(model: Model) -> int:
     """The most that encoding one prompt holds: the work of one layer."""
     config = type(model.text_encoder.config).from_dict(model.text_encoder.config.to_dict() | {"num_layers": 1})
@@ -258,19 +291,19 @@ def _encoder(model: Model) -> int:
         return live.peak - before
 
 
-def _filled(model: Model, dtype: torch.dtype, batch: int, layers: int) -> KVCache:
+def _filled(model: Model, dtype: torch.dtype, batch: int, layers: int, storage: Storage) -> KVCache:
     """A cache that has evicted a chunk, without contents."""
-    cache, chunk = KVCache.empty(model.settings.cache), model.settings.chunk_frames
+    cache, chunk = KVCache.empty(model.settings.cache, storage), model.settings.chunk_frames
     frames = model.settings.window_frames
     for _ in range(-(-(frames or UNLIMITED_FRAMES) // chunk) + (frames is not None)):
-        cache = cache.commit(KV(*_chunk(model, dtype, batch, layers)))
+        cache = cache.commit(_chunk(model, dtype, batch, layers))
     return cache
 
 
-def _chunk(model: Model, dtype: torch.dtype, batch: int, layers: int) -> tuple[Tensor, Tensor]:
-    """Keys and values [N, B, F, S, H, D] of a chunk."""
-    lead = (layers, batch, model.settings.chunk_frames, model.geometry.tokens_per_frame)
-    return _meta(model, dtype, lead), _meta(model, dtype, lead)
+def _chunk(model: Model, dtype: torch.dtype, batch: int, layers: int) -> KV:
+    """Keys and values of a chunk."""
+    lead = (batch, model.settings.chunk_frames, model.geometry.tokens_per_frame)
+    return KV(*(tuple(_meta(model, dtype, lead) for _ in range(layers)) for _ in range(2)))
 
 
 def _meta(model: Model, dtype: torch.dtype, lead: tuple[int, ...]) -> Tensor:

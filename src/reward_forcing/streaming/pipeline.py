@@ -18,12 +18,13 @@ from torch import Tensor
 
 from reward_forcing.checkpoints.tiny_vae import load_tiny_decoder
 from reward_forcing.models.attention import TextContext
+from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.processes import ALONE, World, computed_by_first, from_first
-from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
-from reward_forcing.streaming.acceleration import Acceleration, FrugalDenoiser, LowBitLinear, load_accelerated
+from reward_forcing.rollout import KVCache, Rollout, SeededNoise, Storage, SwitchPolicy
+from reward_forcing.streaming.acceleration import Acceleration, LowBitLinear, load_accelerated
 from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.given import Clip, Given, Picture, open_given
 from reward_forcing.streaming.methods import StreamingSettings
@@ -72,7 +73,7 @@ class StreamingVideoPipeline:
     same kind; several streams may run side by side, for each holds its own cache and decoder state.
 
     world: the processes that make every video together, each with a pipeline like this one on which the same is called
-    in the same order; see `streaming.processes`.
+    in the same order; see `streaming.processes`. storage: how caches keep the local past.
     """
 
     def __init__(
@@ -83,9 +84,11 @@ class StreamingVideoPipeline:
         settings: StreamingSettings,
         decoder: FrameDecoder | None = None,
         world: World = ALONE,
+        storage: Storage = "exact",
     ) -> None:
         share_network(transformer, world)
         self.world = world
+        self.storage: Storage = storage
         self.transformer = transformer
         self.vae = vae if world.size == 1 else SharedVAE(vae, world)
         self.decoder = decoder
@@ -159,7 +162,7 @@ class StreamingVideoPipeline:
         if folder.decoder is not None:
             decoder = load_tiny_decoder(folder.decoder, dtype, decodes_on)
             decoder.pass_frames = how.decode_frames
-        return cls(transformer, vae, text_encoder, folder.settings, decoder, world)
+        return cls(transformer, vae, text_encoder, folder.settings, decoder, world, how.cache)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
         """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded.
@@ -218,7 +221,7 @@ class StreamingVideoPipeline:
         shape = (channels, geometry.latent_height, geometry.latent_width)
 
         def make_rollout(text: TextContext) -> Rollout:
-            denoiser, cache = FrugalDenoiser(self.transformer), KVCache.empty(self.settings.cache)
+            denoiser, cache = Denoiser(self.transformer), KVCache.empty(self.settings.cache, self.storage)
             enters = {"context_noise": self.settings.context_noise, "clean_pass": self.settings.clean_pass}
             where = {"device": weight.device, "dtype": weight.dtype}
             passes = self.settings.passes()
