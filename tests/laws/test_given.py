@@ -94,7 +94,9 @@ def test_windows_of_rising_noise_grow_anew_over_what_is_given(pipelines: dict[st
     rollout = rolling.stream(PROMPT, seed=3).rollout
     rollout.prime(made)
     following = [chunk.latents for chunk in itertools.islice(rollout, 4)]
-    assert torch.equal(continued, rolling.vae.decode(torch.cat([made, *following], dim=1))[0])
+    expected, _ = rolling.vae.decode(torch.cat([made, *following], dim=1))
+    # Bits may differ: the rollouts run at different addresses, and MKL's products depend on how memory is aligned.
+    torch.testing.assert_close(continued, expected, atol=1e-5, rtol=0)
 
 
 @every_method

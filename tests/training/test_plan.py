@@ -279,7 +279,8 @@ def test_bytes_of_a_rollout_in_training_are_those_that_live(
     work = max(backward_work(shape, seen, TEXT, 4, checkpointed) for seen in passes)
     gradients = sum(4 * p.numel() for p in weights)
     expected = batch * (graph(shape, passes, TEXT, 4, checkpointed) + work) + gradients
-    assert peak == pytest.approx(expected, rel=0.25)
+    # A first backward makes its gradients as it frees the graph, layer by layer; planned is that both are there.
+    assert 0.7 * expected < peak < 1.05 * expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
