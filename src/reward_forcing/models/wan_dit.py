@@ -22,7 +22,7 @@ from reward_forcing.models.cpu_attention import measure_heads
 from reward_forcing.models.cuda_attention import measure_attention
 from reward_forcing.models.fastest import is_training
 from reward_forcing.models.layers import EmbeddingMLP, LayerPast, PatchEmbedding, TimeContext, WanBlock, modulate
-from reward_forcing.models.rope import rotate, rotation
+from reward_forcing.models.rope import Rotation, rotate, rotation
 from reward_forcing.models.sequence_parallel import ALL, SequenceShare
 
 QK_NORM = "rms_norm_across_heads"
@@ -183,10 +183,14 @@ class WanDiT(ModelMixin, ConfigMixin):
         """
 
         def turn(keys: Tensor) -> Tensor:
-            by = rotation(past.key_positions, self._grid(latent_size), self.head_dim, keys.device)
+            by = self.rotation_at(past.key_positions, latent_size, keys.device)
             return self._rotate(keys, by).to(self.patch_embedding.weight.dtype)
 
         return past.with_rotated(turn)
+
+    def rotation_at(self, positions: Tensor, latent_size: tuple[int, int], device: torch.device) -> Rotation:
+        """RoPE of frames at time `positions` [F]; latent_size is (h, w) of the latents."""
+        return rotation(positions, self._grid(latent_size), self.head_dim, device)
 
     def forward(
         self,
@@ -196,7 +200,7 @@ class WanDiT(ModelMixin, ConfigMixin):
         *,
         past: Past | None = None,
         pattern: AttentionPattern | None = None,
-        positions: Tensor | None = None,
+        positions: Tensor | Rotation | None = None,
         want_kv: WantKV = False,
     ) -> tuple[Tensor, KV | None]:
         """Velocities [B, F, C, h, w], and with `want_kv` the keys and values of these frames; "only" these: F is 0.
@@ -204,14 +208,16 @@ class WanDiT(ModelMixin, ConfigMixin):
         x: noisy latents [B, F, C, h, w]. timestep: [B] or, one per frame, [B, F], in [0, 1000], or `encode_time` of it.
         Without `past` and `pattern` all frames see each other (bidirectional). `past`: frames that all of x also sees.
         `pattern`: who sees whom inside x, for training. text: of one prompt, or of several in turn or at once.
-        positions [F]: time positions of x for RoPE, on the CPU; otherwise the past's, the pattern's, or 0 .. F - 1.
+        positions [F]: time positions of x for RoPE, on the CPU, or `rotation_at` them; otherwise the past's, the
+        pattern's, or 0 .. F - 1.
         """
         grid = self._check(x, timestep, text, past, pattern)
         if positions is None:
             positions = _positions(x, past, pattern)
-        by = rotation(positions, grid, self.head_dim, x.device)
+        size = (x.shape[3], x.shape[4])
+        by = positions if isinstance(positions, Rotation) else self.rotation_at(positions, size, x.device)
         if past is not None:
-            past = self.rotate(past, (x.shape[3], x.shape[4]))
+            past = self.rotate(past, size)
         time = self.encode_time(timestep) if isinstance(timestep, Tensor) else timestep
         if self._is_compiled and pattern is None:
             self._choose_attention(x, attention_lengths(x.shape[1], math.prod(grid), past, text))
