@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from commands import rforce
+from models.tape import Tapes
 
 from reward_forcing.benchmarks.work import held_bytes
+from reward_forcing.models.cuda_graphs import GraphedForward
 from reward_forcing.streaming.acceleration import Acceleration, stored_tensors
 from reward_forcing.streaming.memory_needs import Model, model_of_folder, model_of_size, needs_of
 from reward_forcing.streaming.memory_plan import (
@@ -146,3 +148,29 @@ def test_commands_print_plans_and_load_nothing(
     assert rforce("generate", "a ball", "--model", tiny_model_folder, "--preset", "atuo") == 2
     assert "did you mean 'auto'" in capsys.readouterr().err
     assert list(workplace.iterdir()) == []
+
+
+@pytest.mark.parametrize("preset", Preset)
+@pytest.mark.parametrize("stays", ["compile", "graphs"])
+def test_blocks_that_are_compiled_or_graphed_are_never_offloaded_by_a_preset(
+    small_1_3b: Model, preset: str, stays: str
+) -> None:
+    plans = list(plans_of(small_1_3b, preset, CUDA, fixed={stays: True}))
+    assert plans
+    assert {plan.acceleration.offload_blocks for plan in plans} == {0}
+    with pytest.raises(ValueError, match="cannot visit the device in turn"):
+        list(plans_of(small_1_3b, preset, CUDA, fixed={stays: True, "offload_blocks": 3}))
+
+
+def test_graphs_are_planned_with_what_they_copy(tiny_model_folder: Path) -> None:
+    (model, plain), (_, graphed) = (planned(tiny_model_folder, Acceleration(graphs=on)) for on in (False, True))
+    pipeline = StreamingVideoPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype=torch.float32)
+    pipeline.graphed = GraphedForward(pipeline.transformer, Tapes())
+    stream = pipeline.stream("a red ball bounces")
+    for _ in range(6):
+        next(stream)
+    copied = sum(buffer.tensor.nbytes for name, buffer in pipeline.graphed._buffers.items() if "past" in name[0])
+    assert plain.needs.past == copied > 0
+    for stage, size in plain.stages.items():
+        assert graphed.stages[stage] == size + plain.needs.graphed > size + copied
+    assert "CUDA graphs" in describe_plan(graphed, model, DeviceMemory(CPU, GIB))

@@ -1,4 +1,4 @@
-"""A transformer in less memory: its big matrices in fewer bits, and blocks that visit the device in turn.
+"""A transformer in less memory or time: matrices in fewer bits, blocks that visit the device, compiled or graphed ones.
 
 Owns what a network's weights are stored as and where its blocks lie; how much that saves is `memory_plan`'s to tell.
 Everything happens while weights are read, block by block, so that the whole network in full precision is never on the
@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from reward_forcing.checkpoints.load import load_transformer
 from reward_forcing.config import Settings
 from reward_forcing.models.attention import Past
+from reward_forcing.models.cuda_graphs import GraphedForward
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.wan_dit import WanDiT
 
@@ -40,7 +41,9 @@ class Acceleration(Settings):
     there are means all. decode_frames: latent frames that the VAE decodes at a time. These three change no video.
     compile: fused kernels for the blocks, made anew for every shape that they meet, which takes up to minutes where
     none are kept from before, and on a CPU a C++ compiler; videos change as another order of rounding changes them.
-    Raises ValueError for blocks that are to be compiled and in host memory as well.
+    graphs: on an NVIDIA GPU, once the window is full, passes are replayed as CUDA graphs (`GraphedForward`), which hold
+    a copy of what passes see and change no video; one process alone.
+    Raises ValueError for blocks in host memory that are to be compiled or graphed as well.
     """
 
     weights: Weights = "exact"
@@ -48,11 +51,13 @@ class Acceleration(Settings):
     offload_blocks: NonNegativeInt = 0
     decode_frames: PositiveInt = 3
     compile: bool = False
+    graphs: bool = False
 
     @model_validator(mode="after")
-    def _compiled_blocks_stay(self) -> Self:
-        if self.compile and self.offload_blocks:
-            raise ValueError("compiled blocks cannot visit the device in turn; use compile=false or offload_blocks=0")
+    def _compiled_and_graphed_blocks_stay(self) -> Self:
+        for name, what in (("compile", "compiled"), ("graphs", "graphed")):
+            if getattr(self, name) and self.offload_blocks:
+                raise ValueError(f"{what} blocks cannot visit the device in turn; use {name}=false or offload_blocks=0")
         return self
 
     @property
@@ -60,8 +65,14 @@ class Acceleration(Settings):
         """Whether videos are those of the stored weights."""
         return self.weights == "exact"
 
-    def check(self, device: torch.device) -> None:
-        """Raise ValueError where this machine cannot do it."""
+    def check(self, device: torch.device, processes: int = 1) -> None:
+        """Raise ValueError where this machine, or so many processes of one video, cannot do it."""
+        if self.graphs and device.type != "cuda":
+            raise ValueError(f"graphs=true needs an NVIDIA GPU, not {device}; use graphs=false")
+        if self.graphs and processes > 1:
+            raise ValueError(
+                f"graphs=true is for one process, not for {processes} that share a video; use graphs=false"
+            )
         if self.is_exact:
             return
         try:
@@ -79,7 +90,15 @@ class LowBitLinear(nn.Linear):
 
 
 class FrugalDenoiser(Denoiser):
-    """A denoiser that rotates the past layer by layer: the same keys, without float32 copies of all layers at once."""
+    """A denoiser that rotates the past layer by layer: the same keys, without float32 copies of all layers at once.
+
+    Raises ValueError for graphs of another network.
+    """
+
+    def __init__(self, network: WanDiT, graphed: GraphedForward | None = None) -> None:
+        if graphed is not None and graphed.network is not network:
+            raise ValueError("these graphs are of another network; make a GraphedForward of the one that is used")
+        super().__init__(network, graphed)
 
     def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
         """See `Denoiser.rotate`; records no gradients."""

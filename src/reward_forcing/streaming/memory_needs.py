@@ -86,13 +86,15 @@ class Needs:
     """Bytes that a stream holds beside the weights, its window full.
 
     cache: keys, values and the sink. shown: what of it the passes of a chunk read, keys rotated. context: keys and
-    values of the prompt. state: of the decoder. encoding, denoising, committing, decoding: the most that each stage
-    holds beside all these; decoding by the number of latent frames decoded at a time.
+    values of the prompt. past: keys and values that passes see, of which the cache holds most. state: of the decoder.
+    encoding, denoising, committing, decoding: the most that each stage holds beside all these; decoding by the number of
+    latent frames decoded at a time.
     """
 
     cache: int
     shown: int
     context: int
+    past: int
     state: int
     encoding: int
     denoising: int
@@ -103,6 +105,11 @@ class Needs:
     def standing(self) -> int:
         """What lies there all along."""
         return self.cache + self.shown + self.context + self.state
+
+    @property
+    def graphed(self) -> int:
+        """What `GraphedForward` adds, at most: copies of what passes see, and room of its own for what they make."""
+        return self.past + self.context + max(self.denoising, self.committing)
 
 
 def model_of_folder(folder: ModelFolder) -> Model:
@@ -136,12 +143,12 @@ def needs_of(model: Model, precision: Precision, batch: int = 1, decode_frames: 
     decode_frames: the numbers of latent frames decoded at a time that are asked for.
     """
     with torch.no_grad(), _FusedAttention():
-        cache, context, shown, denoising = _passes(model, precision.transformer, batch)
+        cache, context, shown, past, denoising = _passes(model, precision.transformer, batch)
         committing = _commit(model, precision.transformer, batch, denoising)
         state, decoding = 0, {}
         for frames in decode_frames:
             state, decoding[frames] = _decoder(model, precision.vae, batch, frames)
-        return Needs(cache, shown, context, state, _encoder(model), denoising, committing, decoding)
+        return Needs(cache, shown, context, past, state, _encoder(model), denoising, committing, decoding)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -154,8 +161,9 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int, int]:
-    """Bytes of cache, text and shown past of all layers, and the most a pass holds beside them: that of one block."""
+def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int, int, int]:
+    """Bytes of cache, text, shown past and all that is seen of it in all layers, and the most a pass holds beside them:
+    that of one block."""
     config = dict(model.network.config) | {"num_layers": 1}
     with torch.device("meta"):
         network = WanDiT.from_config(config)
@@ -178,6 +186,7 @@ def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int
         past = cache.past(shown_frames)
         rotated = None if past is None else denoiser.rotate(past, shape[1:])
         shown = live.live - before - held - context
+        seen = 0 if rotated is None else rotated.keys.nbytes + rotated.values.nbytes
         del past, rotated
 
         def noise(chunk: int, draw: int, shape: Sequence[int]) -> Tensor:
@@ -190,7 +199,7 @@ def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int
         next(rollout)
         beside = live.peak - before - held - context - shown
     layers = model.network.config["num_layers"]
-    return layers * held, layers * context, layers * shown, beside
+    return layers * held, layers * context, layers * shown, layers * seen, beside
 
 
 def _commit(model: Model, dtype: torch.dtype, batch: int, denoising: int) -> int:

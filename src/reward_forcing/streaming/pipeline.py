@@ -18,6 +18,7 @@ from torch import Tensor
 
 from reward_forcing.checkpoints.tiny_vae import load_tiny_decoder
 from reward_forcing.models.attention import TextContext
+from reward_forcing.models.cuda_graphs import GraphedForward
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
@@ -66,8 +67,9 @@ class StreamingVideoPipeline:
     place of the VAE, which encodes in any case; None for the VAE itself. The parts may be replaced by others of the
     same kind; several streams may run side by side, for each holds its own cache and decoder state.
 
-    world: the processes that make every video together, each with a pipeline like this one on which the same is called
-    in the same order; see `streaming.processes`.
+    graphed: computes the passes of all streams in place of the transformer, of which it is. world: the processes that
+    make every video together, each with a pipeline like this one on which the same is called in the same order; see
+    `streaming.processes`.
     """
 
     def __init__(
@@ -78,12 +80,14 @@ class StreamingVideoPipeline:
         settings: StreamingSettings,
         decoder: FrameDecoder | None = None,
         world: World = ALONE,
+        graphed: GraphedForward | None = None,
     ) -> None:
         share_network(transformer, world)
         self.world = world
         self.transformer = transformer
         self.vae = vae if world.size == 1 else SharedVAE(vae, world)
         self.decoder = decoder
+        self.graphed = graphed
         self.text_encoder = text_encoder
         self.settings = settings
         self.geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, transformer.patch)
@@ -134,6 +138,7 @@ class StreamingVideoPipeline:
         check_divides(folder, world)
         how = acceleration or Acceleration()
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        how.check(device, world.size)
         if folder.trained_for not in (None, folder.settings.method):
             logger.warning(
                 f"this model's weights were trained for the method '{folder.trained_for}', not for "
@@ -149,7 +154,8 @@ class StreamingVideoPipeline:
         if world.is_first and not how.offload_text:
             text_encoder.load()
         decoder = None if folder.decoder is None else load_tiny_decoder(folder.decoder, dtype, decodes_on)
-        return cls(transformer, vae, text_encoder, folder.settings, decoder, world)
+        graphed = GraphedForward(transformer) if how.graphs else None
+        return cls(transformer, vae, text_encoder, folder.settings, decoder, world, graphed)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
         """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded.
@@ -208,7 +214,7 @@ class StreamingVideoPipeline:
         shape = (channels, geometry.latent_height, geometry.latent_width)
 
         def make_rollout(text: TextContext) -> Rollout:
-            denoiser, cache = FrugalDenoiser(self.transformer), KVCache.empty(self.settings.cache)
+            denoiser, cache = FrugalDenoiser(self.transformer, self.graphed), KVCache.empty(self.settings.cache)
             context_noise = self.settings.context_noise
             where = {"device": weight.device, "dtype": weight.dtype}
             passes = self.settings.passes()
