@@ -91,7 +91,8 @@ def test_streams_of_other_batches_and_sizes_take_turns(network: WanDiT) -> None:
     tapes = Tapes()
     forward = GraphedForward(network, tapes, kept=6)
     of = [{"batch": 1}, {"batch": 2}, {"rows": 6}, {"batch": 1}]
-    for together, captured in ((of[:3], 6), (of[::3], 8)):  # two in step meet the shapes of a filling window twice
+    captured = []
+    for together in (of[:3], of[::3]):
         plain = [roll(network, None, **how) for how in together]
         graphed = [roll(network, forward, **how) for how in together]
         for rollout in (*plain, *graphed):
@@ -99,8 +100,8 @@ def test_streams_of_other_batches_and_sizes_take_turns(network: WanDiT) -> None:
         for _ in range(6):
             for one, other in zip(plain, graphed, strict=True):
                 assert torch.equal(next(one).latents, next(other).latents)
-        assert tapes.captured <= captured
-        assert tapes.captured >= 6  # passes and clean pass of three
+        captured.append(tapes.captured)
+    assert captured[0] == 6  # passes and clean pass of three; streams in step meet a filling window's shapes twice
 
 
 @torch.inference_mode()

@@ -95,8 +95,8 @@ class GraphedForward:
         want_kv: WantKV = False,
     ) -> Outputs:
         """As `WanDiT.forward`; what it returns is the caller's own."""
-        is_stream = past is not None and past.rotated and pattern is None
-        if is_stream and isinstance(text, TextContext) and self._may_replay(x.device):
+        may_replay = pattern is None and self._may_replay(x.device)
+        if may_replay and isinstance(text, TextContext) and past is not None and past.rotated:
             inputs = self._inputs(x, timestep, text, past)
             with self._lock:
                 graph = self._graph(inputs, past, want_kv)
@@ -146,7 +146,7 @@ class GraphedForward:
             None if tensor is None else self._buffer(name, tensor)
             for name, tensor in zip(_Inputs._fields, inputs, strict=True)
         ]
-        static = _Inputs(*(None if buffer is None else buffer.tensor for buffer in buffers))
+        static = _Inputs._make(None if buffer is None else buffer.tensor for buffer in buffers)
         _fill(buffers, inputs)
         time = TimeContext(static.embedding, static.modulation)
         text = TextContext(static.text_keys, static.text_values, static.log_counts)
