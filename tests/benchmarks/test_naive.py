@@ -42,6 +42,8 @@ PRESETS: dict[str, Method] = {
         update={"chunk_frames": 2, "window_frames": 10, "sink": RollingSink(frames=5)}
     ),
     "noisy context": METHODS["reward"].model_copy(update={"context_noise": 0.05}),
+    "reward, no clean pass": METHODS["reward"].model_copy(update={"clean_pass": False}),
+    "rolling, no clean pass": METHODS["rolling"].model_copy(update={"clean_pass": False}),
 }
 
 
@@ -52,7 +54,8 @@ def relative_error(ours: Tensor, reference: Tensor) -> float:
 def both(method: Method, network: WanDiT, seeds: Sequence[int] = (3,)) -> tuple[Rollout, NaiveRollout]:
     network.requires_grad_(False)
     text = torch.randn(1, 8, network.config["text_dim"], generator=torch.Generator().manual_seed(1))
-    noise, how = SeededNoise(tuple(seeds)), {"context_noise": method.context_noise, "switch": method.switch}
+    noise = SeededNoise(tuple(seeds))
+    how = {"context_noise": method.context_noise, "clean_pass": method.clean_pass, "switch": method.switch}
     context = network.encode_text(text.to(network.dtype)).expand(len(seeds))
     cache = KVCache.empty(method.cache)
     fast = Rollout(Denoiser(network), method.passes(), cache, noise, context, SHAPE, dtype=network.dtype, **how)
@@ -87,6 +90,7 @@ def test_fast_equals_naive_in_bfloat16(name: str, mixed: bool, tiny_dit: Callabl
 
 SWITCHED: dict[str, Method] = {
     **{name: method for name, method in METHODS.items() if method.chunks_at_once == 1},
+    "recache, no clean pass": METHODS["longlive"].model_copy(update={"clean_pass": False}),
     "flush, EMA sink": PRESETS["reward, odd sizes"].model_copy(update={"switch": KVFlush(frames=2)}),
     "flush, rolling sink": PRESETS["rolling-sink, odd sizes"].model_copy(update={"switch": KVFlush()}),
     "flush, absolute positions": METHODS["self"].model_copy(update={"window_frames": 6, "switch": KVFlush()}),

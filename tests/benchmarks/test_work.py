@@ -42,7 +42,8 @@ def one_chunk(rollout: Rollout | NaiveRollout) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["reward", "self", "longlive", "rolling", "reward, odd sizes"])
+@pytest.mark.parametrize("name", ["reward", "self", "longlive", "rolling", "reward, odd sizes",
+                                  "reward, no clean pass", "rolling, no clean pass"])  # fmt: skip
 def test_counted_flops_equal_the_formula(name: str, dtype: torch.dtype, tiny_dit: Callable[..., WanDiT]) -> None:
     network = torch.nn.Module.to(tiny_dit(), dtype)
     shape = Shape.of(network, SHAPE[1:])

@@ -81,16 +81,15 @@ def test_a_sweep_is_recorded_and_drawn(tiny_model_folder: Path, tmp_path: Path) 
 
 def test_what_changes_the_output_is_measured_beside_the_exact_stream(tiny_model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "quality.json"
-    changes = ("--change", "weights=int8", "--change", "denoising_steps=[1000]", "--change", "offload_blocks=1")
+    options = ("weights=int8", "denoising_steps=[1000]", "offload_blocks=1", "clean_pass=false")
+    changes = [f"--change={option}" for option in options]
     done = command("quality", *changes, "--chunks", 2, "--model", tiny_model_folder, "--device", "cpu", "--out", out)
     assert done.exit_code == 0, done.output
     tables = {table["name"]: table["values"] for table in json.loads(out.read_text())["results"]}
-    int8, fewer, moved = (
-        tables[f"{name}: relative error of latents by chunk"]
-        for name in ("weights=int8", "denoising_steps=[1000]", "offload_blocks=1")
-    )
+    int8, fewer, moved, unclean = (tables[f"{option}: relative error of latents by chunk"] for option in options)
     assert 0 < int8["0"] < fewer["0"]
     assert set(moved.values()) == {0.0}
+    assert unclean["0"] == 0 < unclean["1"]  # the first chunk has no past
     assert set(tables["offload_blocks=1: PSNR of frames by chunk"].values()) == {None}
 
 

@@ -213,10 +213,23 @@ def test_a_model_stands_beside_itself_with_a_tiny_decoder(
 ) -> None:
     models = ("--models", f"full={tiny_model_folder},fast={tiny_model_folder}", "--methods", "self", "--seconds", "1")
     assert rforce("compare", PROMPT, *models, "--decoder", f"fast={tiny_decoder_file}", "--out", "out") == 0
-    assert "fast-self: frames of a tiny decoder, not the VAE's" in capsys.readouterr().out
+    assert "fast-self: frames of the tiny decoder taetiny.pth, not the VAE's" in capsys.readouterr().out
+    made_with = {name: one["made_with"] for name, one in results(workplace / "out").items()}
+    assert made_with["fast-self"]["decoder"] == "taetiny.pth"
+    assert "decoder" not in made_with["full-self"]
     clips = [read_video(f"out/clips/{name}.mp4")[0] for name in ("full-self", "fast-self")]
     assert clips[0].shape == clips[1].shape
     assert not clips[0].equal(clips[1])
+
+
+def test_a_column_without_clean_passes_is_called_so(
+    tiny_model_folder: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ("--models", f"a={tiny_model_folder}", "--methods", "plain=self,quick=self", "--seconds", "1")
+    assert rforce("compare", PROMPT, *methods, "--set", "quick.clean_pass=false", "--out", "out") == 0
+    said = capsys.readouterr().out
+    assert "quick: streamed without clean passes" in said
+    assert "plain: streamed without clean passes" not in said
 
 
 BAD = [

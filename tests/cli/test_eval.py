@@ -89,10 +89,40 @@ def test_a_run_takes_a_diffusers_pipeline_in_place_of_a_model(
     assert str(origin.form) == "16x16 at 8"
 
 
+def test_a_run_with_a_tiny_decoder_says_so_wherever_it_tells_of_it(
+    place: Path,
+    evaluation: Path,
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    tiny_decoder_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ("--suite", place / "prompts.jsonl", "--model", tiny_model_folder, "--decoder", tiny_decoder_file)
+    assert rforce("run", *arguments, "--out", tmp_path) == 0
+    assert "taetiny.pth: frames of a tiny decoder, not the VAE's" in capsys.readouterr().out
+    plain, tiny = read_results(evaluation), read_results(tmp_path)
+    assert (plain.provenance.decoder, tiny.provenance.decoder) == (None, "taetiny.pth")
+    assert "frames are those of the tiny decoder taetiny.pth" in (tmp_path / "report.html").read_text()
+    assert "tiny decoder taetiny.pth" not in (evaluation / "report.html").read_text()
+    assert plain.samples[0].scores != tiny.samples[0].scores
+    assert rforce("run", *arguments, "--out", evaluation) == 2
+    assert "decoder: None -> taetiny.pth" in capsys.readouterr().err
+
+
+def test_switches_are_judged_with_a_tiny_decoder_too(
+    tmp_path: Path, tiny_model_folder: Path, tiny_decoder_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--model", tiny_model_folder, "--prompts", 1, "--sheet", 0, "--out", tmp_path)
+    assert rforce("switches", *arguments, "--decoder", tiny_decoder_file) == 0
+    assert "taetiny.pth: frames of a tiny decoder, not the VAE's" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["decoder"] == "taetiny.pth"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--pipeline", "a=b", "--model", "mini"], "leave the others out"),
+        (["--pipeline", "a=b", "--decoder", "c.pth"], "leave the others out"),
         (["--pipeline", "a=b", "--folder", "c=d"], "leave the others out"),
         (["--folder", "theirs=d", "--set", "fps=8"], "leave the others out"),
         (["--folder", "theirs=nowhere"], "No such file or directory: nowhere"),

@@ -77,6 +77,21 @@ def test_another_checkpoint_of_a_student_is_judged_in_its_place(
     assert "--weights would change nothing when judging the rendered" in capsys.readouterr().err
 
 
+def test_a_student_with_a_tiny_decoder_is_judged_by_its_frames(
+    tmp_path: Path, tiny_model_folder: Path, tiny_decoder_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--model", tiny_model_folder, "--prompts", 2, "--seconds", 1, "--sheet", 0)
+    for name, more in (("own", ()), ("tiny", ("--decoder", tiny_decoder_file))):
+        assert rforce(*small, *more, "--out", tmp_path / name) == 0
+    assert "taetiny.pth: frames of a tiny decoder, not the VAE's" in capsys.readouterr().out
+    own, tiny = (results(tmp_path / name) for name in ("own", "tiny"))
+    assert (own["recipe"]["decoder"], tiny["recipe"]["decoder"]) == (None, "taetiny.pth")
+    assert tiny["recipe"]["weights"].keys() - own["recipe"]["weights"].keys() == {"tiny_decoder"}
+    assert own["clips"][0]["parts"]["whole"]["features"] != tiny["clips"][0]["parts"]["whole"]["features"]
+    assert rforce(*small, "--decoder", tiny_decoder_file, "--rendered", "--out", tmp_path / "none") == 2
+    assert "--decoder would change nothing when judging the rendered" in capsys.readouterr().err
+
+
 def test_a_student_is_judged_alike_in_shares_and_by_the_same_command_again(
     tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

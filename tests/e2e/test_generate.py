@@ -15,6 +15,7 @@ import pytest
 from commands import rforce
 
 from reward_forcing.cli.generate import parse_size
+from reward_forcing.rollout import SWITCHES
 from reward_forcing.streaming import pipeline as pipeline_module
 from reward_forcing.streaming.methods import METHODS
 from reward_forcing.streaming.video_io import read_metadata, read_video
@@ -292,10 +293,22 @@ def test_a_method_that_the_weights_do_not_know_streams_with_a_note(
     assert captured.err.splitlines() == [note]
 
 
+def test_a_video_without_clean_passes_is_called_so(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (*tiny, "--seconds", "1", "--set", "clean_pass=false", "--out", "a.mp4")
+    assert rforce("generate", PROMPT, *arguments) == 0
+    captured = capsys.readouterr()
+    assert "method reward without clean passes, seed" in captured.out
+    assert "note: clean_pass=false: finished chunks enter the cache as their last denoising pass" in captured.err
+    assert read_metadata("a.mp4")["comment"].endswith("without clean passes")
+    assert rforce("schedule", "--set", "clean_pass=false") == 0
+    assert "the last fills the cache: no clean pass" in capsys.readouterr().out
+
+
 def test_every_method_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert rforce("schedule", "--list") == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, blank, policies = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(METHODS)
+    assert (blank, policies) == ("", f"switch policies: {', '.join(SWITCHES)}")
     assert lines[0].endswith(
         "4 steps; window 9; sink ema of 3 latent frames, alpha 0.999; positions relative; switch keep"
     )

@@ -1,14 +1,17 @@
 """`torchrun -m reward_forcing generate`, and a decoder on a device of its own, as a user calls them."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from commands import rforce
 from processes import as_torchrun_starts
 
 from reward_forcing.cli.main import main
+from reward_forcing.streaming.acceleration import Acceleration
 from reward_forcing.streaming.video_io import read_metadata, read_video
 
 PROMPT = "a red ball bounces"
@@ -35,6 +38,25 @@ def test_two_processes_write_one_file_the_video_of_one(wanted: list[str], capfd:
     assert together.shape == alone.shape
     assert (together - alone).abs().mean() < 2  # of 255, after H.264; another seed is at 40
     assert read_metadata(report["path"])["comment"].endswith(f"seed {report['seed']}")
+
+
+def test_the_first_process_plans_for_all(wanted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the memory that is free had been enough for the first one only, or had changed between two looks at it."""
+    planned = Acceleration(offload_blocks=1, decode_frames=1)
+
+    def plan(*_: object) -> Acceleration:
+        assert os.environ["RANK"] == "0"
+        return planned
+
+    def load(_: Path, how: Acceleration, **__: object) -> None:
+        Path(f"{os.environ['RANK']}.json").write_text(how.model_dump_json())
+        dist.barrier()
+        raise SystemExit(0)
+
+    monkeypatch.setattr("reward_forcing.cli.memory.acceleration_for", plan)
+    monkeypatch.setattr("reward_forcing.streaming.pipeline.load_accelerated", load)
+    assert as_torchrun_starts(2, lambda: main(wanted)) == [0, 0]
+    assert {Path(f"{rank}.json").read_text() for rank in range(2)} == {planned.model_dump_json()}
 
 
 def test_what_ends_the_first_process_ends_the_others(wanted: list[str], capfd: pytest.CaptureFixture[str]) -> None:

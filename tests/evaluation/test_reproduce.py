@@ -17,9 +17,9 @@ from reward_forcing.evaluation import clip_scores, run, set_scores, world_distan
 from reward_forcing.evaluation.metrics import METRICS
 from reward_forcing.evaluation.reproduce import claims as claims_module
 from reward_forcing.evaluation.reproduce import curves, measure, plots, units
-from reward_forcing.evaluation.reproduce.claims import CLAIMS, Claim, Expectation, holds, judge_claim
+from reward_forcing.evaluation.reproduce.claims import CLAIMS_OF, Claim, Expectation, holds, judge_claim
 from reward_forcing.evaluation.reproduce.measure import MEASURES, Runs, difference, per_run, value_of
-from reward_forcing.evaluation.reproduce.paper import TABLE3
+from reward_forcing.evaluation.reproduce.paper import TABLES, TableName
 from reward_forcing.evaluation.reproduce.recipe import Ablation, load_recipe, streamed_as
 from reward_forcing.evaluation.reproduce.record import AblationResults, ablation_schema, summarise, write_ablation
 from reward_forcing.evaluation.reproduce.table import markdown
@@ -31,7 +31,7 @@ from reward_forcing.training.checkpoint import try_lock
 from reward_forcing.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "configs/reproduce/table3.yaml"
+SHIPPED: dict[TableName, Path] = {name: ROOT / f"configs/reproduce/{name}.yaml" for name in TABLES}
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +70,12 @@ def recipe_file(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module", autouse=True)
 def cheap() -> Iterator[None]:
     """Few metrics, and random features in place of 256 rendered clips': here numbers only have to come through."""
-    few = ("sharpness", "background_constancy", "midpoint_error", "flicker")
+    few = ("sharpness", "background_constancy", "subject_constancy", "midpoint_error", "flicker")
     rendered = np.random.default_rng(0).normal(size=(20, 48))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip_scores, "METRICS", {name: METRICS[name] for name in few})
         patch.setattr(clip_scores, "PER_FRAME", ("sharpness",))
-        patch.setattr(clip_scores, "WHOLE", ("background_constancy",))
+        patch.setattr(clip_scores, "WHOLE", ("background_constancy", "subject_constancy"))
         patch.setattr(clip_scores, "AT_ENDS", ("midpoint_error",))
         patch.setattr(set_scores, "RESAMPLES", 10)
         patch.setattr(set_scores, "_distances", lambda prompts, scenes: {})
@@ -286,6 +286,11 @@ def test_the_command_tells_how_far_it_is_and_writes_what_there_is(
         (["variants.ours.overrides=[vae=elsewhere]"], "vae must be the base's"),
         (["evaluation.long_seconds=5"], "long_seconds: input should be greater than 10"),
         (["curve=[trackde]"], "unknown watched reward 'trackde'; did you mean 'tracked'"),
+        (["variants.ours.after=his"], "variant 'ours' begins after 'his', which must be named before it"),
+        (
+            ["variants.more={label: a, block: b, after: alpha_0_99}"],
+            "variant 'more': begin after 'ours', which stands for 'alpha_0_99'",
+        ),
         (["variants.a-b={label: a, block: b}"], "letters, digits and '_', got 'a-b'"),
     ],
 )
@@ -303,19 +308,71 @@ def test_the_schema_of_the_results_is_the_documented_one() -> None:
     assert (ROOT / "docs/table3.schema.json").read_text(encoding="utf-8") == ablation_schema()
 
 
-def test_the_shipped_recipe_has_the_papers_rows_and_all_that_claims_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("table", list(TABLES))
+def test_a_shipped_recipe_has_the_papers_rows_and_all_that_claims_compare(
+    table: TableName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    recipe = load_recipe(SHIPPED)
-    assert TABLE3.keys() <= recipe.variants.keys()
-    named = {name for claim in CLAIMS.values() for part in claim.parts for name in (part.variant, part.than)}
-    assert named <= recipe.variants.keys()
+    recipe = load_recipe(SHIPPED[table])
+    assert recipe.table == table
+    assert TABLES[table].rows.keys() <= recipe.variants.keys()
+    assert set(TABLES[table].drawn) <= recipe.variants.keys()
+    parts = [part for claim in CLAIMS_OF[table].values() for part in claim.parts]
+    assert {name for part in parts for name in (part.variant, part.than)} <= recipe.variants.keys()
+    assert {part.measure for part in parts} | TABLES[table].columns.keys() <= MEASURES.keys()
+    assert {part.measure for part in parts if part.expected == "no worse"} == recipe.margins.keys()
+
+
+def test_the_shipped_ablation_trains_what_its_rows_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe(SHIPPED["table3"])
     trained = recipe.trained_as()
     assert {name for name, first in trained.items() if first == "ours"} == {"ours", "alpha_0_99", "beta_1_2"}
     assert len(set(trained.values())) == len(recipe.variants) - 2
     assert streamed_as(recipe.training("without_sink", 1))["sink"] == {"kind": "none", "frames": 0}
     assert recipe.training("beta_1_5", 3).model_dump()["beta"] == 0.2
-    no_worse = {part.measure for claim in CLAIMS.values() for part in claim.parts if part.expected == "no worse"}
-    assert no_worse == recipe.margins.keys()
+
+
+def test_the_shipped_comparison_streams_each_method_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe(SHIPPED["methods"])
+    streamed = {name: streamed_as(recipe.training(name, 1)) for name in recipe.variants}
+    assert {name for name, how in streamed.items() if how.get("schedule") == "rolling"} == {"rolling"}
+    assert {name: how["sink"]["kind"] for name, how in streamed.items()} == {
+        "ours": "ema", "without_re_dmd": "ema", "self_forcing": "none",
+        "longlive_short": "static", "longlive": "static", "rolling": "static",
+    }  # fmt: skip
+    assert recipe.training("longlive", 2, Path("out")).fake_score == Path(
+        "out/longlive_short/seed2/train/final/fake_score"
+    )
+
+
+def test_a_variant_begins_with_what_another_was_trained_to(
+    whole: tuple[Ablation, Path], recipe_file: Path, tmp_path: Path
+) -> None:
+    longer = "variants.longer={label: Longer, block: Improvement, after: without_re_dmd, stage: dmd}"
+    recipe, out = load_recipe(recipe_file, ["table=methods", "seeds=[1]", longer]), tmp_path / "out"
+    for done in ("ours/seed1", "without_re_dmd/seed1", "model"):
+        shutil.copytree(whole[1] / done, out / done)
+    first, last = units_of(recipe, out, ["longer"])
+    assert (first.variant, last.variant) == ("without_re_dmd", "longer")
+    record = first.record("train").read_bytes()
+    first.record("train").unlink()
+    with try_lock(first.folder) as is_ours:
+        assert is_ours
+        assert work(recipe, out, ["longer"]) == 0
+        assert not last.run.exists(), "it waits for the one that another process holds"
+    first.record("train").write_bytes(record)
+    assert work(recipe, out, share=(0, 2)) == 0
+    assert not last.run.exists(), "it belongs to the share of the one before it"
+    assert work(recipe, out, share=(1, 2)) == 0
+    trained = yaml.safe_load((last.folder / "train.yaml").read_text())
+    assert trained["generator"] == str(first.run / "final/transformer")
+    assert trained["fake_score"] == str(first.run / "final/fake_score")
+    results = summarise(recipe, out, "rforce reproduce methods")
+    assert "(97.26)" in markdown(results)
+    assert results.claims["reward_moves_more"].verdict == "not measured"
+    assert {path.name for path in plots.draw(results, out)} >= {"methods_bars.png"}
 
 
 def estimate(value: float, half: float) -> Estimate:

@@ -107,12 +107,13 @@ def caches(draw, windows=windows, sinks=sinks, at_once: int = 1) -> CacheSetting
 
 @dataclass(frozen=True)
 class Way:
-    """A whole way of streaming: schedule, noise levels, cache and switch policy."""
+    """A whole way of streaming: schedule, noise levels, cache, switch policy, and whether chunks have clean passes."""
 
     schedule: str
     sigmas: tuple[float, ...]
     cache: CacheSettings
     switch: SwitchPolicy
+    clean_pass: bool = True
 
     @property
     def at_once(self) -> int:
@@ -124,7 +125,8 @@ class Way:
     ) -> Rollout:
         """A rollout of this way from the beginning."""
         passes = schedule_named(self.schedule)(self.sigmas, chunks=chunks)
-        return Rollout(denoiser, passes, KVCache.empty(self.cache), SeededNoise(seeds), text, SHAPE, switch=self.switch)
+        how = {"switch": self.switch, "clean_pass": self.clean_pass}
+        return Rollout(denoiser, passes, KVCache.empty(self.cache), SeededNoise(seeds), text, SHAPE, **how)
 
 
 @st.composite
@@ -137,7 +139,7 @@ def ways(draw, what: str, name: str, windows=windows) -> Way:
     schedule, sigmas = chosen.get("schedule") or draw(st.sampled_from(sorted(SCHEDULES))), draw(levels)
     at_once = chunks_at_once(SCHEDULES[schedule](sigmas, chunks=9))
     cache = draw(caches(windows, policies(SINKS, chosen.get("sink")), at_once))
-    return Way(schedule, sigmas, cache, draw(policies(SWITCHES, chosen.get("switch"))))
+    return Way(schedule, sigmas, cache, draw(policies(SWITCHES, chosen.get("switch"))), draw(st.booleans()))
 
 
 @once
@@ -165,7 +167,8 @@ def video(rollout: Rollout, chunks: int, changes: Mapping[int, TextContext] | No
 def held(state: RolloutState) -> int:
     """Numbers that a state keeps alive, but for the current text."""
     kvs: list[KV] = [kv for kv in (state.cache.context, state.cache.sink) if kv is not None]
-    tensors = [tensor for kv in kvs for tensor in (kv.keys, kv.values)]
+    kvs += [state.pending.kv] if state.pending is not None and state.pending.kv is not None else []
+    tensors = [tensor for kv in kvs for tensor in (*kv.keys, *kv.values)]
     tensors += [*state.recent, *(text.keys for _, text in state.earlier), *(chunk.latents for chunk in state.noisy)]
     stored = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in tensors)
     return stored + len(state.cache.cuts)

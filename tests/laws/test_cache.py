@@ -21,7 +21,7 @@ def history(frames: int) -> tuple[Tensor, Tensor]:
 def committed(chosen: CacheSettings, keys: Tensor, values: Tensor, pieces: list[int]) -> KVCache:
     cache = KVCache.empty(chosen)
     for key, value in zip(keys.split(pieces, dim=FRAMES), values.split(pieces, dim=FRAMES), strict=True):
-        cache = cache.commit(KV(key, value))
+        cache = cache.commit(KV(key.unbind(), value.unbind()))
     return cache
 
 
@@ -45,7 +45,7 @@ def test_ema_sink_is_its_closed_form(chosen, chunks):
     pieces += [keys.shape[FRAMES] - sum(pieces)] * (keys.shape[FRAMES] > sum(pieces))
     cache = committed(chosen, keys, values, pieces)
     assert cache.sink is not None
-    for stored, every in ((cache.sink.keys, keys), (cache.sink.values, values)):
+    for stored, every in zip(cache.sink.stacked(), (keys, values), strict=True):
         first, evicted = every[:, :, : chosen.sink.frames], every[:, :, chosen.sink.frames :][:, :, : cache.evicted]
         torch.testing.assert_close(stored.double(), closed_form(first, evicted, chosen.sink), rtol=1e-5, atol=1e-5)
 
@@ -65,14 +65,15 @@ def test_what_is_shown_fits_the_window_and_ends_with_the_newest_frames(chosen, p
         assert past is None
         return
     assert past is not None
-    for shown, every in ((past.keys, keys), (past.values, values)):
+    for shown, every in zip(KV(past.keys, past.values).stacked(), (keys, values), strict=True):
         assert shown.shape[FRAMES] == filled + local
         assert torch.equal(shown[:, :, filled:], every[:, :, every.shape[FRAMES] - local :])
+    seen = torch.stack(tuple(past.keys))
     if filled:
         assert cache.sink is not None
-        assert torch.equal(past.keys[:, :, :filled], chosen.sink.show(cache.sink.keys, cache.evicted))
+        assert torch.equal(seen[:, :, :filled], chosen.sink.show(cache.sink.stacked()[0], cache.evicted))
     if isinstance(chosen.sink, StaticSink):
-        assert torch.equal(past.keys[:, :, :filled], keys[:, :, :filled])
+        assert torch.equal(seen[:, :, :filled], keys[:, :, :filled])
 
 
 @given(caches(), st.lists(st.integers(1, 5), min_size=1, max_size=8))
@@ -81,7 +82,7 @@ def test_positions_increase_and_end_with_the_query(chosen, pieces):
     if past is None:
         return
     positions = torch.cat([past.key_positions, past.query_positions]).tolist()
-    assert len(past.key_positions) == past.keys.shape[FRAMES]
+    assert len(past.key_positions) == past.keys[0].shape[1] == past.frames
     assert len(past.query_positions) == chosen.chunk_frames
     if chosen.positions == "relative":
         assert positions == list(range(len(positions)))
@@ -104,8 +105,9 @@ def test_without_the_sink_the_newest_frames_of_the_video_are_seen_where_they_are
         assert past is None
         return
     assert past is not None
-    assert torch.equal(past.keys, keys[:, :, total - count :])
-    assert torch.equal(past.values, values[:, :, total - count :])
+    shown = KV(past.keys, past.values).stacked()
+    assert torch.equal(shown[0], keys[:, :, total - count :])
+    assert torch.equal(shown[1], values[:, :, total - count :])
     positions = torch.cat([past.key_positions, past.query_positions])
     assert (positions.diff() == 1).all()
 
@@ -126,15 +128,15 @@ def test_committing_chunks_together_or_apart_shows_the_same(chosen, chunks):
 def test_memory_stops_growing_once_the_window_is_full(chosen):
     if chosen.window_frames is None:
         return
-    frame = 2 * 2 * 2 * 1 * 3 * 4
+    frame = 2 * 2 * 1 * 3 * 4
     cache = KVCache.empty(chosen)
     beside = 0 if chosen.clean_pass_sees_sink else chosen.sink.frames
     limit = (chosen.window_frames - chosen.chunk_frames + beside) * frame
     for _ in range(20):
-        cache = cache.commit(KV(*history(chosen.chunk_frames)))
+        cache = cache.commit(KV(*(every.unbind() for every in history(chosen.chunk_frames))))
         assert cache.context is not None
         assert cache.sink is not None
-        held = (cache.context.keys, cache.context.values)
+        held = (*cache.context.keys, *cache.context.values)
         assert all(tensor.untyped_storage().nbytes() <= limit for tensor in held)
-        sink = (cache.sink.keys, cache.sink.values)
+        sink = (*cache.sink.keys, *cache.sink.values)
         assert all(tensor.untyped_storage().nbytes() == cache.sink_frames * frame for tensor in sink)

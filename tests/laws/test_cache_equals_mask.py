@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rollout.toy import joined
 
 from reward_forcing.models.attention import KV, Past, TextTimeline
 from reward_forcing.models.masks import block_causal, teacher_forcing
@@ -14,8 +15,8 @@ def past_of(clean: KV, first: int, start: int, stop: int, shift: int) -> Past | 
     """The past [first, start) of a chunk [start, stop), with all positions moved by `shift`."""
     if first == start:
         return None
-    keys, values = clean.keys[:, :, first:start], clean.values[:, :, first:start]
-    return Past(keys, values, torch.arange(first, start) + shift, torch.arange(start, stop) + shift)
+    seen = clean.map(lambda layer: layer[:, first:start])
+    return Past(seen.keys, seen.values, torch.arange(first, start) + shift, torch.arange(start, stop) + shift)
 
 
 @pytest.mark.parametrize("relative", [False, True], ids=["absolute", "window-relative"])
@@ -26,13 +27,13 @@ def test_cached_clean_passes_equal_one_block_causal_forward(tiny_dit, window, re
     x = torch.randn(2, FRAMES, 4, 4, 6)
     text = network.encode_text(torch.randn(2, 5, 12))
     masked, kv = network(x, torch.zeros(2, FRAMES), text, pattern=block_causal(FRAMES, CHUNK, window), want_kv=True)
-    cache = KV(kv.keys[:, :, :0], kv.values[:, :, :0])
+    cache = kv.map(lambda layer: layer[:, :0])
     for start, stop in CHUNKS:
         first = 0 if window is None else max(0, stop - window)
         past = past_of(cache, first, start, stop, shift=-first if relative else 0)
         out, new = network(x[:, start:stop], torch.zeros(2, stop - start), text, past=past, want_kv=True)
         torch.testing.assert_close(out, masked[:, start:stop], atol=1e-5, rtol=1e-5)
-        cache = KV(torch.cat([cache.keys, new.keys], dim=2), torch.cat([cache.values, new.values], dim=2))
+        cache = joined(cache, new)
     torch.testing.assert_close(cache.keys, kv.keys, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(cache.values, kv.values, atol=1e-5, rtol=1e-5)
 
@@ -63,12 +64,12 @@ def test_a_prompt_switched_between_chunks_equals_a_timeline_of_texts(tiny_dit):
     masked, kv = network(x, torch.zeros(2, FRAMES), timeline, pattern=block_causal(FRAMES, CHUNK), want_kv=True)
     unswitched, _ = network(x, torch.zeros(2, FRAMES), first, pattern=block_causal(FRAMES, CHUNK))
     assert (masked - unswitched)[:, 3:].abs().mean() > 1e-3, "the second text is read"
-    cache = KV(kv.keys[:, :, :0], kv.values[:, :, :0])
+    cache = kv.map(lambda layer: layer[:, :0])
     for (start, stop), text in zip(CHUNKS, (first, second, second), strict=True):
         past = past_of(cache, 0, start, stop, shift=0)
         out, new = network(x[:, start:stop], torch.zeros(2, stop - start), text, past=past, want_kv=True)
         torch.testing.assert_close(out, masked[:, start:stop], atol=1e-5, rtol=1e-5)
-        cache = KV(torch.cat([cache.keys, new.keys], dim=2), torch.cat([cache.values, new.values], dim=2))
+        cache = joined(cache, new)
 
 
 @torch.no_grad()

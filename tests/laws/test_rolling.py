@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from rollout.toy import SHAPE, tiny_denoiser, tiny_text, tiny_wan
+from rollout.toy import SHAPE, joined, tiny_denoiser, tiny_text, tiny_wan
 from torch import Tensor
 
 from reward_forcing.flow import add_noise
@@ -50,8 +50,8 @@ def in_slots(
     def past(shown: list[KV], positions: list[int], start: int, frames: int) -> Past | None:
         if not shown:
             return None
-        keys, values = (torch.cat([getattr(kv, name) for kv in shown], dim=2) for name in ("keys", "values"))
-        return Past(keys, values, torch.tensor(positions), torch.arange(start, start + frames))
+        seen = joined(*shown)
+        return Past(seen.keys, seen.values, torch.tensor(positions), torch.arange(start, start + frames))
 
     for window in range(chunks + steps - 1):
         inside = range(max(0, window - steps + 1), min(chunks - 1, window) + 1)
@@ -74,7 +74,7 @@ def in_slots(
         assert prediction.kv is not None
         if is_exit:
             tiles |= zip(inside, prediction.x0.split(f, dim=1), strict=True)
-            graphs[inside[0]] = KV(prediction.kv.keys[:, :, :f], prediction.kv.values[:, :, :f])
+            graphs[inside[0]] = prediction.kv.map(lambda layer: layer[:, :f])
         for chunk, clean in zip(inside, prediction.x0.detach().split(f, dim=1), strict=True):
             out[chunk] = clean
             step = window - chunk + 1
@@ -87,8 +87,9 @@ def in_slots(
         assert kv is not None
         if stale and inside[0] in graphs:
             graph = graphs[inside[0]]
-            kv = KV(kv.keys + graph.keys - graph.keys.detach(), kv.values + graph.values - graph.values.detach())
-        own = [KV(kv.keys[:, :, i : i + 1], kv.values[:, :, i : i + 1]) for i in range(f)]
+            pairs = ((kv.keys, graph.keys), (kv.values, graph.values))
+            kv = KV(*(tuple(clean + old - old.detach() for clean, old in zip(*pair, strict=True)) for pair in pairs))
+        own = [kv.map(lambda layer, i=i: layer[:, i : i + 1]) for i in range(f)]
         slots = [*before, *own]
     whole = [torch.cat([made[chunk] for chunk in range(chunks)], dim=1) for made in (out, tiles) if made]
     return Published(whole[0], whole[1] if tiles else None)

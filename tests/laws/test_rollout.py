@@ -3,8 +3,8 @@
 What every registered policy has to keep stands in `test_policies`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from reward_forcing.models.attention import KV, Past, Prediction, TextContext, WantKV
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.masks import block_causal
-from reward_forcing.rollout import CacheSettings, EmaSink, KVCache, NoSink, Rollout, SeededNoise, StaticSink
+from reward_forcing.rollout import SWITCHES, CacheSettings, EmaSink, KVCache, NoSink, Rollout, SeededNoise, StaticSink
 from reward_forcing.rollout.rollout import KV_GRADS, KVGrad
 from reward_forcing.rollout.schedule import SCHEDULES, Pass, chunkwise, rolling
 
@@ -69,8 +69,70 @@ def test_cached_clean_passes_equal_the_masked_forward(positions, frames, first, 
     kvs = [prediction.kv for prediction in recorder.predictions]
     assert expected.kv is not None
     for name in ("keys", "values"):
-        stored = torch.cat([getattr(kv, name) for kv in kvs], dim=2)
+        stored = tuple(torch.cat(layer, dim=1) for layer in zip(*(getattr(kv, name) for kv in kvs), strict=True))
         torch.testing.assert_close(stored, getattr(expected.kv, name), rtol=1e-4, atol=1e-5)
+
+
+@dataclass
+class Certain:
+    """A denoiser that predicts the same clean latents whatever it is shown; keys and values are the network's."""
+
+    denoiser: Denoiser
+
+    def __call__(self, *arguments, **options) -> Prediction:
+        prediction = self.denoiser(*arguments, **options)
+        return replace(prediction, x0=torch.full_like(prediction.x0, 0.4))
+
+    def rotate(self, *arguments):
+        return self.denoiser.rotate(*arguments)
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["the same noise level", "another"])
+def test_a_last_pass_at_the_context_noise_is_a_clean_pass(seen):
+    """Where its input is that of the clean pass, too: the cache then holds the same, through evictions."""
+    text = tiny_text(tiny_wan())
+
+    def noise(chunk: int, draw: int, shape: Sequence[int]) -> Tensor:
+        return SeededNoise((3,))(chunk, min(draw, 1), shape)
+
+    def rollout(**how) -> Rollout:
+        denoiser = Certain(tiny_denoiser())
+        return Rollout(denoiser, chunkwise(SIGMAS), KVCache.empty(SMALL), noise, text, SHAPE, **how)
+
+    ours = rollout(clean_pass=False)
+    clean = rollout(context_noise=SIGMAS[-1] - 0.1 * seen)
+    for _ in range(6):
+        next(ours), next(clean)
+    assert ours.cache.sink_updates > 1
+    for mine, theirs in ((ours.cache.context, clean.cache.context), (ours.cache.sink, clean.cache.sink)):
+        assert mine is not None
+        assert theirs is not None
+        assert (torch.equal(mine.keys, theirs.keys) and torch.equal(mine.values, theirs.values)) != seen
+
+
+@pytest.mark.parametrize("name", ["chunkwise", "rolling"])
+@pytest.mark.parametrize("kind", SWITCHES)
+def test_without_clean_passes_a_resumed_rollout_goes_on_as_if_never_stopped(name, kind):
+    denoiser, schedule = tiny_denoiser(), SCHEDULES[name]
+
+    def fresh() -> Rollout:
+        how = {"schedule": schedule(SIGMAS), "clean_pass": False, "switch": SWITCHES[kind]()}
+        rollout = roll(denoiser, WIDE, **how)
+        rollout.prime(torch.randn(1, 3, *SHAPE, generator=torch.Generator().manual_seed(0)))
+        return rollout
+
+    def rest(rollout: Rollout) -> Tensor:
+        before = video(rollout, 1)
+        rollout.text = tiny_text(denoiser.network, seed=9)
+        return torch.cat([before, video(rollout, 4)], dim=1)
+
+    whole = fresh()
+    video(whole, 3)
+    saved = whole.state
+    expected = rest(whole)
+    for resumed in (whole, fresh()):
+        resumed.resume(saved, schedule(SIGMAS))
+        assert torch.equal(rest(resumed), expected)
 
 
 def test_training_rollout_equals_inference_rollout():
@@ -181,7 +243,7 @@ def held(rollout: Rollout) -> list[Tensor]:
     assert state.pending is not None
     pairs: list[KV] = [state.cache.context, state.cache.sink]
     latents = [state.pending.latents, *(chunk.latents for chunk in state.noisy)]
-    return [tensor for kv in pairs for tensor in (kv.keys, kv.values)] + latents
+    return [tensor for kv in pairs for tensor in (*kv.keys, *kv.values)] + latents
 
 
 grids = st.tuples(st.just(4), *(st.integers(1, 3).map(lambda half: 2 * half) for _ in range(2)))

@@ -35,13 +35,14 @@ def test_a_cut_of_the_small_network_streams_a_chunk_at_480p_in_bfloat16():
     denoiser = Denoiser(network)
     text = network.encode_text(torch.randn(1, 512, 4096))
     frames, latent_size = geometry.chunk_frames, (geometry.latent_height, geometry.latent_width)
-    shape = (2, 1, frames, geometry.tokens_per_frame, 12, 128)
-    past = Past(torch.randn(shape), torch.randn(shape), torch.arange(frames), torch.arange(frames, 2 * frames))
+    shape = (1, frames, geometry.tokens_per_frame, 12, 128)
+    keys, values = ((torch.randn(shape), torch.randn(shape)) for _ in range(2))
+    past = Past(keys, values, torch.arange(frames), torch.arange(frames, 2 * frames))
     x = torch.randn(1, frames, 16, *latent_size)
     prediction = denoiser(x, torch.ones(frames), text, denoiser.rotate(past, latent_size), want_kv=True)
     assert prediction.x0.shape == x.shape
     assert prediction.x0.dtype == torch.float32
     assert prediction.kv is not None
-    assert prediction.kv.keys.shape == shape
-    assert prediction.kv.keys.dtype == torch.bfloat16
+    assert [layer.shape for layer in prediction.kv.keys] == [shape, shape]
+    assert prediction.kv.keys[0].dtype == torch.bfloat16
     assert prediction.x0.isfinite().all()

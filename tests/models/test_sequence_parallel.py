@@ -37,9 +37,7 @@ def twice(network: WanDiT) -> tuple[Tensor, Tensor, Tensor]:
         cache = cache.commit(predict(network, cache, "only")[1])
         velocity, kv = predict(network, cache, True)
         assert cache.context is not None
-        keys, values = (
-            torch.cat(pair, dim=2) for pair in ((cache.context.keys, kv.keys), (cache.context.values, kv.values))
-        )
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(cache.context.stacked(), kv.stacked(), strict=True))
     return velocity, keys, values
 
 

@@ -242,12 +242,17 @@ def test_the_sink_of_each_chunk_equals_the_references(case, result, name):
     frames = case.sidecar["sink_size"]
     recorded = iter(reference)
     for chunk, (cache, clean) in enumerate(zip(result.seen, result.clean, strict=True)):
-        parts = [] if cache.sink is None else [getattr(cache.sink, name)]
+        parts = [] if cache.sink is None else [stacked(cache.sink, name)]
         if case.sidecar["recache"] and chunk * case.sidecar["frames_per_chunk"] == case.sidecar["switch_frame"]:
             assert_sink(case, parts[0], result.first_frame(chunk), name, next(recorded))
-        parts.append(getattr(clean, name)[:, :, : frames - cache.sink_frames])
+        parts.append(stacked(clean, name)[:, :, : frames - cache.sink_frames])
         assert_sink(case, torch.cat(parts, dim=2), result.first_frame(chunk), name, next(recorded))
     assert next(recorded, None) is None
+
+
+def stacked(kv: KV, name: str) -> Tensor:
+    """Keys or values of all layers, [N, B, F, S, H, D]."""
+    return torch.stack(getattr(kv, name))
 
 
 def assert_sink(case, sink: Tensor, first: int, name: str, reference: Tensor) -> None:
@@ -261,11 +266,11 @@ def assert_sink(case, sink: Tensor, first: int, name: str, reference: Tensor) ->
 def test_the_final_cache_equals_the_references(case, result):
     """The reference evicts when the next chunk begins: its final cache is what the last chunk saw, and that chunk."""
     last, clean = result.seen[-1], result.clean[-1]
-    chunk = clean.keys.shape[2]
+    chunk = clean.frames
     if last.context is None:
-        keys, positions = clean.keys, torch.arange(chunk)
+        keys, positions = stacked(clean, "keys"), torch.arange(chunk)
     else:
-        keys = torch.cat([last.context.keys, clean.keys], dim=2)
+        keys = torch.cat([stacked(last.context, "keys"), stacked(clean, "keys")], dim=2)
         sink, local = last.sink_frames, last.frames - last.sink_frames
         positions = torch.cat([torch.arange(sink), torch.arange(last.committed - local, last.committed + chunk)])
     stored = as_stored(case, keys, positions + result.first_frame(len(result.seen) - 1))

@@ -10,9 +10,9 @@ from reward_forcing.rollout.sinks import EmaSink, NoSink, StaticSink
 
 
 def numbered(start: int, count: int, dtype: torch.dtype = torch.float32) -> KV:
-    """Keys that hold the frame's number, values that hold its negative; [2, 1, count, 4, 1, 3]."""
-    keys = torch.arange(start, start + count, dtype=dtype).view(1, 1, -1, 1, 1, 1).repeat(2, 1, 1, 4, 1, 3)
-    return KV(keys, -keys)
+    """Keys that hold the frame's number, values that hold its negative, of two layers; [1, count, 4, 1, 3]."""
+    keys = torch.arange(start, start + count, dtype=dtype).view(1, -1, 1, 1, 1).repeat(1, 1, 4, 1, 3)
+    return KV((keys, keys), (-keys, -keys))
 
 
 def fill(settings: CacheSettings, chunks: int, dtype: torch.dtype = torch.float32) -> KVCache:
@@ -24,8 +24,8 @@ def fill(settings: CacheSettings, chunks: int, dtype: torch.dtype = torch.float3
 
 def shown(past: Past | None) -> list[float]:
     assert past is not None
-    torch.testing.assert_close(past.values, -past.keys)
-    return past.keys[0, 0, :, 0, 0, 0].tolist()
+    assert all(torch.equal(value, -key) for key, value in zip(past.keys, past.values, strict=True))
+    return past.keys[0][0, :, 0, 0, 0].tolist()
 
 
 def positions(past: Past | None) -> tuple[list[int], list[int]]:
@@ -133,8 +133,8 @@ def test_sink_stays_float32_beside_a_bfloat16_context():
     assert cache.sink is not None
     past = cache.past(3)
     assert past is not None
-    assert cache.sink.keys.dtype == cache.sink.values.dtype == torch.float32
-    assert past.keys.dtype == past.values.dtype == torch.bfloat16
+    assert {layer.dtype for layer in (*cache.sink.keys, *cache.sink.values)} == {torch.float32}
+    assert {layer.dtype for layer in (*past.keys, *past.values)} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("sink", [NoSink(), StaticSink(), EmaSink()])
@@ -142,7 +142,7 @@ def test_every_tensor_owns_exactly_its_own_storage(sink):
     cache = fill(CacheSettings(sink=sink), chunks=6)
     assert cache.context is not None
     assert cache.sink is not None
-    for tensor in (cache.context.keys, cache.context.values, cache.sink.keys, cache.sink.values):
+    for tensor in (*cache.context.keys, *cache.context.values, *cache.sink.keys, *cache.sink.values):
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
@@ -168,7 +168,7 @@ def test_settings_come_from_names():
 
 def test_frames_of_another_batch_are_rejected():
     cache = fill(CacheSettings(), chunks=1)
-    pair = KV(numbered(3, 3).keys.repeat(1, 2, 1, 1, 1, 1), numbered(3, 3).values.repeat(1, 2, 1, 1, 1, 1))
+    pair = numbered(3, 3).map(lambda layer: layer.repeat(2, 1, 1, 1, 1))
     with pytest.raises(
         ValueError, match=r"cache holds .* \[2, 1, 4, 1, 3\], the committed frames have \[2, 2, 4, 1, 3\]"
     ):

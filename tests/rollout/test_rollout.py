@@ -10,7 +10,9 @@ from rollout.toy import SHAPE, SIGMAS, ToyDenoiser, toy_text
 from torch import Tensor
 
 from reward_forcing.flow import add_noise, euler_step, ode_sigmas, x0_to_velocity
-from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
+from reward_forcing.models.attention import KV, Past, Prediction
+from reward_forcing.models.live_bytes import LiveBytes
+from reward_forcing.rollout.kv_cache import CacheSettings, Commit, KVCache
 from reward_forcing.rollout.noise import SeededNoise
 from reward_forcing.rollout.rollout import KV_GRADS, Chunk, Rollout
 from reward_forcing.rollout.schedule import Pass, chunkwise, rolling
@@ -115,6 +117,29 @@ def test_new_text_counts_from_the_next_chunk_and_the_clean_pass_keeps_the_old():
     rollout.text = toy_text(0.75)
     next(rollout)
     assert [call.text for call in denoiser.calls] == [0.25] * 4 + [0.75] * 3
+
+
+def test_without_clean_passes_the_cache_holds_what_the_last_passes_computed():
+    """Of given chunks and of nothing else a pass of their own is run."""
+    denoiser = ToyDenoiser()
+    rollout = make(denoiser, clean_pass=False)
+    rollout.prime(torch.ones(1, 2, *SHAPE))
+    take(rollout, 2)
+    asked = [(call.sigma, call.want_kv) for call in denoiser.calls]
+    denoising = [([pytest.approx(sigma)] * 2, sigma == SIGMAS[-1]) for sigma in SIGMAS]
+    assert asked == [([0.0, 0.0], True), *denoising, *denoising]
+    context = rollout.cache.context
+    assert context is not None
+    last = [denoiser.calls[number].x for number in (3, 6)]
+    tokens = torch.cat([0.5 * x.flatten(3).transpose(2, 3)[:, :, :, None] for x in last], dim=1)
+    torch.testing.assert_close(context.keys[0][:, -2:], tokens[:, -2:])
+    torch.testing.assert_close(context.values[0][:, -2:], 2 * tokens[:, -2:])
+
+
+@pytest.mark.parametrize("kv_grad", ["clean", "stale"])
+def test_gradients_through_clean_passes_need_clean_passes(kv_grad):
+    with pytest.raises(ValueError, match=f"kv_grad='{kv_grad}' speaks of clean passes"):
+        make(clean_pass=False, kv_grad=kv_grad)
 
 
 def test_a_replaced_cache_stands_for_all_chunks_so_far():
@@ -236,7 +261,7 @@ def test_a_joint_window_sees_the_chunk_before_it_and_just_before_that_the_sink()
     for number, call in enumerate(windows[1:], start=2):
         assert seen(call) == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]
         assert call.past is not None
-        shown = call.past.values[0, :, :, :, 0]  # twice half the clean latents of each frame
+        shown = call.past.values[0][:, :, :, 0]  # twice half the clean latents of each frame
         expected = torch.cat([chunks[0], chunks[number - 1]], dim=1).flatten(3).transpose(2, 3)
         torch.testing.assert_close(shown, expected)
 
@@ -247,7 +272,7 @@ def test_shrinking_windows_see_more_of_the_past():
     assert len(take(make(denoiser, schedule=rolling(SIGMAS, chunks=6), cache=KVCache.empty(settings)), 6)) == 6
     noisy = [call for call in denoiser.calls if not call.want_kv]
     assert [len(call.sigma) for call in noisy] == [2, 4, 6, 6, 6, 6, 4, 2]
-    assert [0 if call.past is None else call.past.keys.shape[2] for call in noisy[3:]] == [2, 4, 6, 8, 10]
+    assert [0 if call.past is None else call.past.frames for call in noisy[3:]] == [2, 4, 6, 8, 10]
 
 
 @pytest.mark.parametrize(
@@ -497,3 +522,75 @@ def test_a_state_is_a_value_that_later_chunks_leave_alone():
     take(rollout, 2)
     assert state == kept
     assert state.index == 2
+
+
+class Deep:
+    """A denoiser of so many layers, whose keys and values are the latents' pixels and the layer's number."""
+
+    layers = 16
+
+    def __call__(self, x: Tensor, sigma: Tensor, text: object, past: Past | None = None, want_kv: object = False):
+        kv = KV(*(tuple(x.flatten(3).mT.unsqueeze(3) + layer for layer in range(self.layers)) for _ in range(2)))
+        return Prediction(x / 2, x / 2, kv if want_kv else None)
+
+    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
+        return past.with_rotated(torch.clone)
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+@torch.no_grad()
+def test_a_commit_gives_back_layer_by_layer_what_nobody_else_holds(is_held):
+    """In latent frames of one layer: the pass sees 4, its keys a second time, makes 2 and 2; a cache has 4 + 4 and a
+    sink of 2 + 2."""
+    frame, layers = 4 * 4 * 6 * 4, Deep.layers
+    with LiveBytes() as live:
+        rollout = make(Deep())
+        latents = take(rollout, 6)[-1]
+        held = rollout.cache
+        held = held if is_held else None
+        live.peak = before = live.live
+        rollout.prime(latents)
+        grown = (live.peak - before) / frame
+    if held:
+        assert grown >= layers * 12, "a whole other cache"
+    else:
+        assert grown < layers * (4 + 4) + 24, "the new frames, the keys shown, and what one layer takes"
+
+
+def test_a_cache_that_somebody_holds_stays_as_it_was():
+    rollout = make()
+    take(rollout, 5)
+    cache = rollout.cache
+    assert cache.context is not None
+    assert cache.sink is not None
+    layers = [*cache.context.keys, *cache.context.values, *cache.sink.keys, *cache.sink.values]
+    before = [layer.clone() for layer in layers]
+    take(rollout, 3)
+    assert_same(layers, before)
+
+
+def test_after_a_commit_that_broke_off_a_rollout_says_so_until_a_state_is_resumed(monkeypatch):
+    rollout, whole = make(), take(make(), 6)
+    take(rollout, 3)
+    state = rollout.state
+    with monkeypatch.context() as patch:
+        patch.setattr(Commit, "run", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            next(rollout)
+    for read in (lambda: next(rollout), lambda: rollout.cache, lambda: rollout.state):
+        with pytest.raises(RuntimeError, match="broke off"):
+            read()
+    rollout.resume(state, chunkwise(SIGMAS))
+    assert_same(take(rollout, 3), whole[3:])
+
+
+def test_a_state_saved_with_all_layers_in_one_tensor_goes_on():
+    rollout = make()
+    take(rollout, 5)
+    cache = rollout.cache
+    assert cache.context is not None
+    assert cache.sink is not None
+    stacked = replace(cache, context=KV(*cache.context.stacked()), sink=KV(*cache.sink.stacked()))  # type: ignore[arg-type]
+    again = make()
+    again.resume(replace(rollout.state, cache=stacked), chunkwise(SIGMAS))
+    assert_same(take(again, 3), take(rollout, 3))

@@ -29,7 +29,7 @@ class Call:
 class ToyDenoiser:
     """x0 = gain (1 - sigma / 2) x + text + the past's values, fading with distance in time; records its calls.
 
-    Keys and values are the input's pixels, [1, B, F, h w, 1, C].
+    Keys and values of its one layer are the input's pixels, [B, F, h w, 1, C].
     """
 
     gain: Tensor = field(default_factory=lambda: torch.tensor(0.5))
@@ -45,15 +45,21 @@ class ToyDenoiser:
         if past is not None:
             distance = past.query_positions[:, None] - past.key_positions[None]
             fade = torch.exp(-distance / 4.0) / past.key_positions.numel()
-            seen = past.values[0, :, :, :, 0].float().mean(dim=2)  # [B, P, C]
+            seen = past.values[0][:, :, :, 0].float().mean(dim=2)  # [B, P, C]
             x0 = x0 + torch.einsum("fp,bpc->bfc", fade, seen)[..., None, None]
-        tokens = self.gain * x.flatten(3).transpose(2, 3)[None, :, :, :, None]
-        kv = KV(tokens, 2 * tokens) if want_kv else None
+        tokens = self.gain * x.flatten(3).transpose(2, 3)[:, :, :, None]
+        kv = KV((tokens,), (2 * tokens,)) if want_kv else None
         return Prediction(x0, x.float() - x0, kv)
 
     def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
         assert latent_size == SHAPE[1:]
         return past.with_rotated(lambda keys: keys)
+
+
+def joined(*parts: KV) -> KV:
+    """Keys and values of several forwards in turn, as of one."""
+    keys, values = (zip(*(getattr(kv, name) for kv in parts), strict=True) for name in ("keys", "values"))
+    return KV(*(tuple(torch.cat(layer, dim=1) for layer in layers) for layers in (keys, values)))
 
 
 def toy_text(amount: float = 0.0, batch: int = 1) -> TextContext:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,12 @@ import torch
 from models.tape import Tapes
 from torch import nn
 
-from reward_forcing.models.attention import Past
 from reward_forcing.models.cuda_graphs import GraphedForward
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.live_bytes import LiveBytes
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.streaming.acceleration import (
     Acceleration,
-    FrugalDenoiser,
     LowBitLinear,
     is_offloaded,
     load_accelerated,
@@ -76,11 +73,14 @@ def test_graphs_are_refused_where_they_cannot_be(tiny_model_folder: Path, monkey
         Acceleration(graphs=True).check(torch.device("cuda"), processes=2)
     with pytest.raises(ValueError, match="graphs=false or offload_blocks=0"):
         Acceleration(graphs=True, offload_blocks=1)
+    for cache in ("lean", "int8"):
+        with pytest.raises(ValueError, match=f"copy a {cache} cache as a whole; use graphs=false or cache=exact"):
+            Acceleration(graphs=True, cache=cache)
 
 
 def test_a_denoiser_refuses_graphs_of_another_network(tiny_dit: Callable[..., WanDiT]) -> None:
     with pytest.raises(ValueError, match="another network"):
-        FrugalDenoiser(tiny_dit(), GraphedForward(tiny_dit(), Tapes()))
+        Denoiser(tiny_dit(), GraphedForward(tiny_dit(), Tapes()))
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 5])
@@ -138,17 +138,6 @@ def test_without_torchao_the_extra_is_named_before_weights_are_read(
 def test_what_this_machine_cannot_multiply_is_refused(tiny_model_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"needs a GPU that multiplies float8"):
         frames_of(tiny_model_folder, weights="fp8-dynamic")
-
-
-def test_keys_rotated_layer_by_layer_are_the_keys_rotated_at_once(tiny_dit: Callable[..., WanDiT]) -> None:
-    network = tiny_dit()
-    config = network.config
-    size = (config["num_layers"], 2, 4, 4, config["num_attention_heads"], config["attention_head_dim"])
-    past = Past(torch.randn(size), torch.randn(size), torch.arange(4), torch.arange(4, 6))
-    whole, frugal = (kind(network).rotate(past, (4, 4)) for kind in (Denoiser, FrugalDenoiser))
-    assert torch.equal(whole.keys, frugal.keys)
-    assert frugal.rotated
-    assert FrugalDenoiser(network).rotate(replace(frugal), (4, 4)).keys is frugal.keys
 
 
 def test_a_decoder_state_that_nobody_holds_is_never_there_twice(tiny_model_folder: Path) -> None:

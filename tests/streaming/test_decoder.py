@@ -86,6 +86,7 @@ def test_a_source_says_which_decoder_made_its_clips(tiny_model_folder: Path, tin
     plain = StreamedSource(open_model_folder(tiny_model_folder))
     tiny = StreamedSource(open_model_folder(tiny_model_folder, decoder=tiny_decoder_file))
     assert set(tiny.made_with().parts) - set(plain.made_with().parts) == {"tiny_decoder"}
+    assert (plain.made_with().decoder, tiny.made_with().decoder) == (None, tiny_decoder_file.name)
     assert tiny.place != plain.place
     first, other = (next(source.chunks(source.load(), [PROMPT], [0], 0.3)).frames for source in (plain, tiny))
     assert not torch.allclose(first, other, atol=1e-2)

@@ -58,9 +58,13 @@ def with_weights(stage: DmdStage, weights: list[float], role: str = "generator")
     return loss_of(stage, role)[0].item()
 
 
+def layers(stage: DmdStage) -> int:
+    return stage.generator.config["num_layers"]
+
+
 @pytest.fixture
 def gates(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Ones that evicted frames are multiplied with before the sink absorbs them, in turn: keys, values, keys, .."""
+    """Ones that a layer's evicted frames are multiplied with before its sink absorbs them, chunk by chunk in turn."""
     gates: list[Tensor] = []
     absorb = EmaSink.absorb
 
@@ -83,7 +87,7 @@ def test_a_training_step_evicts_and_updates_the_sink(
         gates.clear()
         _, metrics = loss_of(stage, role, step)
         chunks = rolled_out(stage, role, step) // 2
-        assert len(gates) == 2 * (chunks - 3), "counted where the sink absorbs"
+        assert len(gates) == 2 * layers(stage) * (chunks - 3), "counted where the sink absorbs"
         assert metrics.get("sink_updates", chunks - 3) == chunks - 3, "and as the log tells it"
         seen.add(chunks)
     assert seen == {5} if longest is None else max(seen) > 5
@@ -104,7 +108,7 @@ def test_the_loss_reaches_early_chunks_through_the_sink_only_where_asked(
     """The first gates are those of chunk 1, which has left the window when the last chunk is generated."""
     stage = make(stage_class, kv_grad=kv_grad, longest_frames=longest, **changes)
     loss_of(stage, step=1)[0].backward()
-    assert len(gates) == rolled_out(stage, step=1) - 6 > (4 if longest else 2)
+    assert len(gates) == layers(stage) * (rolled_out(stage, step=1) - 6) > layers(stage) * (4 if longest else 2)
     assert [gate.grad is not None and gate.grad.abs().item() > 1e-9 for gate in gates] == len(gates) * [reaches]
 
 

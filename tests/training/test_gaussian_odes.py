@@ -51,10 +51,10 @@ class CausalTeacher:
     ) -> Prediction:
         mean, variance = torch.zeros_like(x), torch.tensor(1.0)
         if past is not None:
-            mean, variance = A * past.values[0, :, -1:, :, 0].transpose(2, 3).view_as(x), torch.tensor(1 - A**2)
+            mean, variance = A * past.values[0][:, -1:, :, 0].transpose(2, 3).view_as(x), torch.tensor(1 - A**2)
         x0 = mean + gain(variance, sigma) * (x - (1 - sigma) * mean)
-        frames = x.flatten(3).transpose(2, 3)[None, :, :, :, None]
-        return Prediction(x0, x - x0, KV(frames, frames) if want_kv else None)
+        frames = x.flatten(3).transpose(2, 3)[:, :, :, None]
+        return Prediction(x0, x - x0, KV((frames,), (frames,)) if want_kv else None)
 
     def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
         return past

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from processes import in_processes
 from torch import nn
 
+from reward_forcing.training import optim
 from reward_forcing.training.optim import (
     AdamWSettings,
     LearningRateSettings,
@@ -56,6 +58,23 @@ def test_muon_updates_equal_shapes_as_if_each_were_alone():
     together = after_two_steps([0, 1, 2])
     for i in range(3):
         torch.testing.assert_close(together[i], after_two_steps([i])[0], atol=2e-3, rtol=0)
+
+
+def test_processes_orthogonalise_a_part_each_and_all_get_all(tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 6), (6, 4), (4, 6), (4, 6), (8, 8), (4, 6), (4, 6)]
+    matrices = [torch.randn(shape, generator=generator) for shape in shapes]
+    expected = [orthogonalise(matrix[None])[0] for matrix in matrices]
+
+    def check(world):
+        counted = []
+        monkeypatch.setattr(optim, "orthogonalise", lambda stack: counted.append(len(stack)) or orthogonalise(stack))
+        for number in (7, 1):  # with one, two of the processes have nothing to do
+            for found, one in zip(optim.orthogonalise_together(matrices[:number]), expected, strict=False):
+                torch.testing.assert_close(found, one, atol=0.01, rtol=0)
+        assert sum(counted) == [3 + 1, 2, 2][world.rank]
+
+    in_processes(3, tmp_path, check)
 
 
 def test_muon_moves_a_tall_matrix_by_its_stated_length_and_decays_it():

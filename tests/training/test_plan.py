@@ -174,7 +174,7 @@ class Asked:
     calls: list[tuple[bool, Attended]] = field(default_factory=list)
 
     def __call__(self, x, sigma, text, past: Past | None = None, want_kv: bool = False) -> Prediction:
-        frames, seen = x.shape[1], 0 if past is None else past.keys.shape[2]
+        frames, seen = x.shape[1], 0 if past is None else past.frames
         self.calls.append((bool(want_kv), Attended(frames, frames * (frames + seen), past=seen)))
         kv = torch.zeros(1, 1, frames, 1, 1, 1)
         return Prediction(x, x, KV(kv, kv) if want_kv else None)

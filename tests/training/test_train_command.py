@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
+from commands import rforce
 from toy import build, config, learned, part
 
 from reward_forcing.logs import JsonLines
@@ -36,6 +38,17 @@ def train(tmp_path):
         return done.stdout + done.stderr
 
     return run
+
+
+def test_a_text_encoder_is_written_without_a_progress_bar(tmp_path, capfd):
+    sizes = {"d_model": 8, "d_kv": 4, "num_heads": 2, "d_ff": 8, "num_layers": 1}
+    train = {"steps": 1, "optimizers": {"text_encoder": {"kind": "adamw", "lr": 0.001}}}
+    settings = {"stage": "text_encoder", "batch": 2, "model": sizes, "train": train}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    transformers.utils.logging.enable_progress_bar()
+    assert rforce("train", tmp_path / "config.yaml", "--out", tmp_path / "run") == 0
+    assert (tmp_path / "run/final/text_encoder/model.safetensors").is_file()
+    assert "shards" not in capfd.readouterr().err
 
 
 def test_two_processes_equal_one_even_when_stopped_by_a_signal_in_between(train, tmp_path):

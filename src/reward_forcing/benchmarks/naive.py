@@ -34,7 +34,7 @@ from reward_forcing.rollout import (
 
 
 class NaiveRollout:
-    """An iterator of chunks, each with its clean pass done: chunk by chunk, or rolling, as `schedule` says.
+    """An iterator of chunks, each with its clean pass, if any, done: chunk by chunk, or rolling, as `schedule` says.
 
     text: embeddings [B, L, text_dim] of the text encoder. shape: (C, h, w) of a latent frame. Other arguments: see
     `rollout.Rollout`. Raises ValueError for sinks and switch policies that no preset method has.
@@ -50,6 +50,7 @@ class NaiveRollout:
         shape: Sequence[int],
         *,
         context_noise: float = 0.0,
+        clean_pass: bool = True,
         switch: SwitchPolicy | None = None,
     ) -> None:
         self.network = NaiveNetwork(network)
@@ -57,6 +58,7 @@ class NaiveRollout:
         self.noise = noise
         self.shape = (settings.chunk_frames, *shape)
         self.context_noise = context_noise
+        self.clean_pass = clean_pass
         self.switch = switch or Keep()
         _check_switch(self.switch, settings)
         _, rows, columns = self.network.patch
@@ -133,12 +135,13 @@ class NaiveRollout:
         return x0
 
     def _finish(self, clean: Tensor, passes: int) -> Chunk:
-        """Run a finished chunk's clean pass, whose keys and values stay in the cache."""
+        """Run a finished chunk's clean pass, whose keys and values stay in the cache; without one, its last pass's."""
         x = clean.to(self.network.dtype)
         if self.context_noise:
             x = self._renoise(clean, self._draw(self.index, passes), self.context_noise)
-        with_sink = self.settings.clean_pass_sees_sink
-        self._forward(x, [self.context_noise] * x.shape[1], self.start, x.shape[1], with_sink)
+        if self.clean_pass or not passes:
+            with_sink = self.settings.clean_pass_sees_sink
+            self._forward(x, [self.context_noise] * x.shape[1], self.start, x.shape[1], with_sink)
         chunk = Chunk(self.index, clean, self.start, at_exit=clean)
         self.latents.append(x)
         self.index, self.start = self.index + 1, self.start + x.shape[1]

@@ -25,9 +25,9 @@ Side = Callable[[], Run]
 """Goes back to where the chunk begins, which is not timed, and returns what is."""
 
 NOTES = {
-    "naive": "the same passes; ours and theirs each run the clean pass",
-    "diffusers": "it encodes the whole window in every pass and needs no clean pass, which ours runs; its time "
-    "embedding is float32, which alone gives errors of some 1e-5",
+    "naive": "the same passes; ours and theirs each run the clean pass, if the method has one",
+    "diffusers": "it encodes the whole window in every pass and needs no clean pass, which ours runs if the method "
+    "has one; its time embedding is float32, which alone gives errors of some 1e-5",
 }
 
 

@@ -13,7 +13,7 @@ from reward_forcing.streaming.acceleration import Acceleration
 from reward_forcing.streaming.model_folder import open_model_folder
 from reward_forcing.streaming.pipeline import StreamingVideoPipeline
 
-OPTIONS = ("weights=int8", "weights=int8-dynamic", "weights=fp8")
+OPTIONS = ("weights=int8", "weights=int8-dynamic", "weights=fp8", "cache=int8")
 """What is compared unless options are given."""
 
 
@@ -38,7 +38,7 @@ def streamed(model: str, method: str | None, option: str | None, chunks: int, se
     for _ in range(chunks):
         frames = next(stream).frames
         pending = stream.rollout.state.pending
-        assert pending is not None, "a chunk that was just yielded waits for its clean pass"
+        assert pending is not None, "a chunk that was just yielded waits to be committed"
         made += [pending.latents.float().cpu(), frames.cpu()]
     return made
 

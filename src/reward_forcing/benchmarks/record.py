@@ -23,9 +23,10 @@ class Conditions(Settings):
     """What a speed counts and under which settings.
 
     scope: the transformer's passes and commits alone, the decoder alone, or everything from prompt to encoded file.
-    passes: denoising passes of a chunk and its clean pass, as `4+1`. size: rows and columns, of latents for 'DiT only',
-    else of pixels. average: over chunks with the window full, or over a whole clip from its prompt on. text: tokens of
-    the prompt, and of the text with its padding. compiled, graphs, weights: how our network is run, see `Acceleration`.
+    passes: denoising passes of a chunk and its clean pass, `4+1`, or `4+0` without one. size: rows and columns, of
+    latents for 'DiT only', else of pixels. average: over chunks with the window full, or over a whole clip from its
+    prompt on. text: tokens of the prompt, and of the text with its padding. compiled, graphs, weights: how our network
+    is run, see `Acceleration`.
     """
 
     model: str

@@ -108,7 +108,7 @@ class Subject:
     @property
     def passes(self) -> str:
         """Denoising and clean passes of a chunk."""
-        return f"{len(self.method.sigmas)}+1"
+        return f"{len(self.method.sigmas)}+{int(self.method.clean_pass)}"
 
     @property
     def frames_per_chunk(self) -> int:
@@ -145,6 +145,7 @@ class Subject:
             device=self.device,
             dtype=self.dtype,
             context_noise=self.method.context_noise,
+            clean_pass=self.method.clean_pass,
         )
 
     def context(self) -> TextContext:
@@ -154,9 +155,9 @@ class Subject:
 
     def naive(self) -> NaiveRollout:
         """A fresh rollout of the naive mode on the same weights, noise and text."""
-        noise, passes, sigma = SeededNoise(self.seeds), self.method.passes(), self.method.context_noise
-        where = (self.network, passes, self.method.cache, noise, self.text, self.shape)
-        return NaiveRollout(*where, context_noise=sigma)
+        noise, method = SeededNoise(self.seeds), self.method
+        where = (self.network, method.passes(), method.cache, noise, self.text, self.shape)
+        return NaiveRollout(*where, context_noise=method.context_noise, clean_pass=method.clean_pass)
 
     def given(self, chunks: int) -> Tensor:
         """Latents [B, F, C, h, w] of `chunks` chunks to fill a cache with: noise, for only their size costs time."""

@@ -105,38 +105,39 @@ def _linear_flops(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any
     return 2 * math.prod(x) * weight[0]
 
 
-def steady_passes(method: Method) -> list[Attended]:
-    """The forwards of one chunk once the window is full, the clean pass last.
+def steady_passes(method: Method) -> tuple[list[Attended], list[Attended]]:
+    """The denoising passes of one chunk once the window is full, and its clean pass, if the method has one.
 
     A method without a window has no steady state; what it does once 21 latent frames are cached is taken.
     """
     chunk, cache = method.chunk_frames, KVCache.empty(method.cache)
-    kv = KV(*(torch.empty(1, 1, chunk, 1, 1, 1, device="meta") for _ in range(2)))
+    kv = KV(*((torch.empty(1, chunk, 1, 1, 1, device="meta"),) for _ in range(2)))
     for _ in range(-(-(method.window_frames or 21) // chunk) + 1):
         cache = cache.commit(kv)
     frames = method.chunks_at_once * chunk
     denoising = [_attended(cache, frames, True)] * (len(method.sigmas) if frames == chunk else 1)
-    return [*denoising, _attended(cache, chunk, method.clean_pass_sees_sink)]
+    return denoising, [_attended(cache, chunk, method.clean_pass_sees_sink)] * method.clean_pass
 
 
 def _attended(cache: KVCache, frames: int, with_sink: bool) -> Attended:
     past = cache.past(frames, with_sink)
-    seen = 0 if past is None else past.keys.shape[2]
+    seen = 0 if past is None else past.frames
     return Attended(frames, frames * (seen + frames), past=seen)
 
 
 def chunk_flops(shape: Shape, method: Method, text_tokens: int, batch: int = 1, published: bool = False) -> int:
-    """FLOPs that one steady-state chunk takes, by formula: all its passes over the window, the clean one included.
+    """FLOPs that one steady-state chunk takes, by formula: all its passes over the window, a clean one included.
 
     For each pass of s query and kv key tokens: N (s E (12 E + 4 F) + 4 s E (kv + L)) and the small ends, E width,
     F feed-forward width, L text tokens. published: with what published code and the naive mode do for nothing, which is
     to embed timesteps in every pass and to run the clean pass beyond the last layer's keys and values.
     """
-    *denoising, clean = steady_passes(method)
+    denoising, clean = steady_passes(method)
     if published:
-        return batch * sum(forward_flops(shape, seen, text_tokens) for seen in (*denoising, clean))
-    total = sum(forward_flops(shape, seen, text_tokens) for seen in denoising) + kv_flops(shape, clean, text_tokens)
-    return batch * (total - sum(time_flops(shape, seen.frames) for seen in (*denoising, clean)))
+        return batch * sum(forward_flops(shape, seen, text_tokens) for seen in (*denoising, *clean))
+    total = sum(forward_flops(shape, seen, text_tokens) for seen in denoising)
+    total += sum(kv_flops(shape, seen, text_tokens) for seen in clean)
+    return batch * (total - sum(time_flops(shape, seen.frames) for seen in (*denoising, *clean)))
 
 
 def held_bytes(value: object) -> int:

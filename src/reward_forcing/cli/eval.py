@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reward_forcing.cli import eval_report, eval_run, eval_world
+from reward_forcing.cli.generate import DECODED_TINY, Decoder
 from reward_forcing.logs import StepProgress
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def switches(
     out: Out,
     model: Model = "mini",
     method: Method = None,
+    decoder: Decoder = None,
     prompts: Annotated[int, typer.Option(min=1, help="Pairs of prompts.")] = 64,
     seed: Seed = 0,
     batch: Batch = 8,
@@ -45,9 +47,11 @@ def switches(
 ) -> None:
     """Whether a prompt that is switched after three seconds is followed, from the second chunk after the switch on."""
     from reward_forcing.evaluation.world_suite import judge_switch, summarise, switch_prompts
+    from reward_forcing.streaming.model_folder import open_model_folder
     from reward_forcing.streaming.pipeline import StreamingVideoPipeline
 
-    pipeline = StreamingVideoPipeline.from_pretrained(model, method=method)
+    folder = open_model_folder(model, method, decoder=decoder)
+    pipeline = StreamingVideoPipeline.load(folder)
     geometry = pipeline.geometry
     at, settled = SWITCH_FRAME / geometry.fps, SWITCH_FRAME + geometry.temporal_factor * geometry.chunk_frames
     seconds = (settled + 5 * geometry.fps) / geometry.fps
@@ -64,12 +68,15 @@ def switches(
             rows += list(clips[: max(0, sheet - len(rows))])
             progress.advance(first + len(piece))
     results: dict[str, Any] = {
-        "model": model, "method": method, "switch_frame": SWITCH_FRAME, "judged_from_frame": settled, "seed": seed,
+        "model": model, "method": method, "decoder": folder.decoder_name,
+        "switch_frame": SWITCH_FRAME, "judged_from_frame": settled, "seed": seed,
         "prompts": prompts, "summary": summarise([verdict.right for verdict in verdicts]),
         "clips": [verdict.as_json() | {"first": prompt.first, "changed": prompt.changed}
                   for prompt, verdict in zip(wanted, verdicts, strict=True)],
     }  # fmt: skip
     _write(out, results, rows)
+    if folder.decoder_name is not None:
+        typer.echo(f"{folder.decoder_name}: {DECODED_TINY}")
 
 
 def _pixels(frames: "Tensor") -> "NDArray[np.uint8]":

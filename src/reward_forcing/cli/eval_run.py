@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reward_forcing.cli.generate import DECODED_TINY, Decoder
 from reward_forcing.cli.shares import parse_share
 from reward_forcing.cli.sources import form_of, open_model, open_pipeline, parse_named
 from reward_forcing.config import unknown
@@ -33,6 +34,7 @@ def run(
     model: Annotated[str | None, typer.Option(help="Bundled name, folder or hub id. [default: mini]")] = None,
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
     method: Annotated[str | None, typer.Option(help="How it streams; see rforce schedule.")] = None,
+    decoder: Decoder = None,
     pipeline: Annotated[
         str | None, typer.Option(help="A diffusers pipeline in place of a model: [NAME=]folder or hub id.")
     ] = None,
@@ -66,11 +68,11 @@ def run(
 
     part, form = parse_share(share), form_of(size, fps)
     wanted = open_suite(suite, prompts, seeds, quick)
-    if wanted.is_made and any((model, weights, method, pipeline, folder, changes, seed)):
+    if wanted.is_made and any((model, weights, method, decoder, pipeline, folder, changes, seed)):
         raise ValueError(
             f"'{suite}' is a folder of videos, so nothing is generated; leave model, settings and seed out"
         )
-    if sum(map(bool, (model or weights or method, pipeline, folder))) > 1 or (folder and changes):
+    if sum(map(bool, (model or weights or method or decoder, pipeline, folder))) > 1 or (folder and changes):
         raise ValueError("--pipeline and --folder take the place of a model and its options; leave the others out")
     source, name = None, ""
     if pipeline is not None:
@@ -81,7 +83,7 @@ def run(
         source = videos_for(wanted, Path(place))
     elif not wanted.is_made:
         name = (model or "mini") + (f" with {weights}" if weights else "")
-        source = open_model(model or "mini", method, weights, changes or ())
+        source = open_model(model or "mini", method, weights, changes or (), decoder)
     if (pipeline or folder) and any(one.truth for one in wanted.sets):
         form = form or WORLD_FORM
     how = {"form": form, "name": name, "seed": seed, "batch": batch, "share": part, "quiet": as_json}
@@ -105,6 +107,8 @@ def _table(results: "EvalResults") -> str:
         for name, drift in one.drift.items():
             slope = f"slope {drift.slope.value:+.4g} [{drift.slope.low:.4g}, {drift.slope.high:.4g}] a minute"
             lines.append(f"  drift of {name:20s} {drift.drift:9.4g}   {slope}")
+    if results.provenance.decoder is not None:
+        lines.append(f"{results.provenance.decoder}: {DECODED_TINY}")
     return "\n".join(lines)
 
 

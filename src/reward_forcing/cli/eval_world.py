@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reward_forcing.cli.generate import DECODED_TINY, Decoder
 from reward_forcing.cli.shares import parse_share
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from reward_forcing.streaming.model_folder import ModelFolder
 
 OPTIONS = {
-    "student": {"method", "weights"},
+    "student": {"method", "weights", "decoder"},
     "teacher": {"vae", "text", "steps", "guidance", "shift"},
     "vae": {"vae"},
     "rendered": set[str](),
@@ -30,6 +31,7 @@ def world(
     model: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")] = "mini",
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
     method: Annotated[str | None, typer.Option(help="How it streams; see rforce schedule.")] = None,
+    decoder: Decoder = None,
     teacher: Annotated[
         Path | None, typer.Option(help="Judge this bidirectional transformer/ folder in place of the model's student.")
     ] = None,
@@ -62,9 +64,9 @@ def world(
     part, kind = parse_share(share), _kind(teacher, only_vae, rendered)
     options = {"steps": steps, "guidance": guidance, "shift": shift}
     options = {name: value for name, value in options.items() if value is not None}
-    others = {"vae": vae, "text": text, "method": method, "weights": weights}
+    others = {"vae": vae, "text": text, "method": method, "weights": weights, "decoder": decoder}
     _check_options(kind, {*options, *(name for name, value in others.items() if value is not None)})
-    folder = open_model_folder(model, method, weights)
+    folder = open_model_folder(model, method, weights, decoder=decoder)
     _check_clips(kind, folder, seconds)
     sampling = TeacherSampling.model_validate(options) if kind == "teacher" else None
     parts = _parts(kind, folder, teacher, vae or folder.path / "vae", text or folder.path)
@@ -72,6 +74,7 @@ def world(
         source=kind, model=model, weights={name: files_hash(find_weights(path)) for name, path in parts.items()},
         streaming=folder.settings.recorded() if kind == "student" else {},
         sampling=sampling, prompts=prompts, seconds=seconds, seed=seed, batch=batch, sheet=sheet,
+        decoder=folder.decoder_name,
     )  # fmt: skip
     command = shlex.join(["rforce", *sys.argv[1:]])
     results = evaluate_world(lambda: _source(recipe, folder, parts), recipe, out, part, command)
@@ -83,6 +86,8 @@ def world(
     else:
         for name, numbers in results["parts"].items():
             typer.echo(f"{kind}: {prompts} clips of {seconds:g} s, {name}\n{table(numbers)}\n")
+        if recipe.decoder is not None:
+            typer.echo(f"{recipe.decoder}: {DECODED_TINY}")
         typer.echo(f"wrote {out / RESULTS}")
 
 
@@ -134,7 +139,8 @@ def _parts(kind: str, folder: "ModelFolder", teacher: Path | None, vae: Path, te
     TextEncoder.from_pretrained(text)
     if teacher is not None:
         check_network(teacher, "transformer")
-    return {"transformer": teacher or folder.transformer, "vae": vae, "text_encoder": text / "text_encoder"}
+    parts = {"transformer": teacher or folder.transformer, "vae": vae, "text_encoder": text / "text_encoder"}
+    return parts if folder.decoder is None else parts | {"tiny_decoder": folder.decoder}
 
 
 def _source(recipe: "WorldRecipe", folder: "ModelFolder", parts: dict[str, Path]) -> "ClipMaker":

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 DEFAULT_SECONDS = 5.0
 EXIT_INTERRUPTED = 130
 DECODED_TINY = "frames of a tiny decoder, not the VAE's (`rforce bench decoder` measures the difference)"
+NO_CLEAN_PASS = "without clean passes"
+
+Decoder = Annotated[
+    str | None, typer.Option(help="Tiny decoder (TAEHV) in place of the model's: faster, other frames.")
+]
 
 
 def generate(
@@ -48,15 +53,13 @@ def generate(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in multiples of 16. [default: the model's]")] = None,
     model: Annotated[str, typer.Option(help="Model folder, bundled model or hub id.")] = "mini",
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
-    decoder: Annotated[
-        str | None, typer.Option(help="Tiny decoder (TAEHV) in place of the model's: faster, other frames.")
-    ] = None,
+    decoder: Decoder = None,
     method: Annotated[
         str | None,
         typer.Option(help="reward, self, longlive, .. (`rforce schedule --list`). [default: the model's]"),
     ] = None,
     switch: Annotated[
-        str | None, typer.Option(help="At --at: keep, recache, reset, blend, flush or cut. [default: the method's]")
+        str | None, typer.Option(help="At --at: keep, recache, .. (`rforce schedule --list`). [default: the method's]")
     ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: 'sink.alpha=0.9'. Repeatable.")
@@ -114,7 +117,7 @@ def generate(
         known = (given.latent_frames, given.hidden_frames) if given else ()
         timeline.check_reached(last_start(folder.geometry, length, *known))
     scale = _scale(folder, scale)
-    how = acceleration_for(folder, preset, accelerate or (), quiet=not world.is_first)
+    how = acceleration_for(folder, preset, accelerate or ()) if world.is_first else None  # all take the first one's
 
     place = {"vae_device": vae_device, "world": world, "acceleration": how}
     recording = _make(folder, timeline, length, seed, out, overwrite, scale, given, source, place, quiet=as_json)
@@ -169,7 +172,9 @@ def _make(
         stream = pipeline.stream(prompt[1], at=later, seed=seed, height=geometry.height, width=geometry.width, **begin)
         comment = f"rforce, model {folder.path.name}, method {folder.settings.method}, seed {seed}"
         if folder.decoder is not None:
-            comment += f", tiny decoder {folder.decoder.name}"
+            comment += f", tiny decoder {folder.decoder_name}"
+        if not folder.settings.clean_pass:
+            comment += f", {NO_CLEAN_PASS}"
         if source is not None:
             comment += f", {_words(source)}, sha256 {source['sha256']}"
         size = (geometry.height, geometry.width)
@@ -208,6 +213,7 @@ def _report(folder: "ModelFolder", timeline: "Timeline", recording: "Recording")
     geometry = folder.geometry
     return {
         "method": folder.settings.method,
+        "clean_pass": folder.settings.clean_pass,
         "decoder": None if folder.decoder is None else str(folder.decoder),
         "prompts": [{"at": time, "prompt": prompt} for time, prompt in timeline.singles()],
         "frames": recording.frames,
@@ -224,12 +230,13 @@ def _summary(report: dict[str, Any]) -> str:
     speed, scale = report["speed"], report["scale"]
     enlarged = f", enlarged {scale} times for viewing (--scale)" if scale > 1 else ""
     given = f"  {_words(report['given'])}\n" if report["given"] else ""
+    method = report["method"] if report["clean_pass"] else f"{report['method']} {NO_CLEAN_PASS}"
     tiny = f", {DECODED_TINY}" if report["decoder"] else ""
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in speed["stage_seconds"].items())
     return f"""{report["path"]}
   {report["frames"]} frames, {report["seconds"]:.2f} s at {report["video_fps"]} fps, \
 {report["width"]}x{report["height"]}{enlarged}
-{given}  model {report["model"]}, method {report["method"]}, seed {report["seed"]}{tiny}
+{given}  model {report["model"]}, method {method}, seed {report["seed"]}{tiny}
   made at {speed["fps"]:.1f} fps, first frames after {speed["first_chunk_seconds"]:.2f} s
   counting {speed["fps_includes"]}
   stages: {stages}; video encoding runs beside them"""

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from reward_forcing.streaming.model_folder import ModelFolder
 
 
-def acceleration_for(
-    folder: "ModelFolder", preset: str | None, changes: Sequence[str], quiet: bool = False
-) -> "Acceleration":
+def acceleration_for(folder: "ModelFolder", preset: str | None, changes: Sequence[str]) -> "Acceleration":
     """How a model is to be kept on this machine, told in a line on stderr; nothing given on a CPU is as it is.
 
     changes: `NAME=VALUE` of `Acceleration`. Raises ValueError, before any weights are read, where nothing fits.
@@ -35,8 +33,7 @@ def acceleration_for(
     found.acceleration.check(device)
     words = describe_acceleration(found.acceleration, model)
     line = f"preset {preset or 'auto'}: {words}; {gib(found.peak)} of {gib(memory.free)} free"
-    if not quiet:
-        console().print(line, markup=False, soft_wrap=True)
+    console().print(line, markup=False, soft_wrap=True)
     return found.acceleration
 
 

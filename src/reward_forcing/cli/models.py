@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reward_forcing.cli.generate import Decoder
+
 if TYPE_CHECKING:
     from reward_forcing.checkpoints import CheckpointInfo
 
@@ -139,6 +141,7 @@ def plan(
     preset: Annotated[str, typer.Option(help="auto, quality, fast or low.")] = "auto",
     method: Annotated[str | None, typer.Option(help="How it streams. [default: the model's]")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="Change a setting. Repeatable.")] = None,
+    decoder: Decoder = None,
     accelerate: Annotated[list[str] | None, typer.Option(help="As 'weights=int8'. Repeatable.")] = None,
 ) -> None:
     """Tell what memory a stream takes, stage by stage, and what fits; no weights are read."""
@@ -149,9 +152,9 @@ def plan(
 
     of_size = model in SIZES and model != BUNDLED and not Path(model).exists()
     known = (
-        model_of_size(model, method, changes or ())
+        model_of_size(model, method, changes or (), decoder)
         if of_size
-        else model_of_folder(open_model_folder(model, method, None, changes or ()))
+        else model_of_folder(open_model_folder(model, method, None, changes or (), decoder))
     )
     sizes = {name: value for name, value in (("height", height), ("width", width)) if value is not None}
     print(plan_table(known.changed(**sizes), preset, memory_of(memory, device), accelerate or (), batch))

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Make a table of the paper again, in miniature.", no_args_is_help=True)
 
 
-@app.callback()
-def _verbs() -> None:
-    """Keeps `table3` a verb of its own although it is the only one."""
-
-
 class Show(StrEnum):
     """What to show instead of working: how far the units are, the results of those that are done, their schema."""
 
@@ -32,39 +27,76 @@ class Show(StrEnum):
     SCHEMA = "schema"
 
 
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as evaluation.prompts=16.")]
+Recipe = Annotated[Path, typer.Option("--recipe", help="The recipe file.")]
+Out = Annotated[Path, typer.Option(help="The folder. The same command continues in it.")]
+Processes = Annotated[int, typer.Option(min=1, help="Units worked on side by side, one thread each.")]
+Only = Annotated[list[str] | None, typer.Option(help="Keep to this variant. Repeatable.")]
+Share = Annotated[str, typer.Option(help="i/n: keep to the i-th of n parts of the units, from 0/n on.")]
+Shown = Annotated[Show | None, typer.Option(help="Show this and stop, without working.")]
+
+
 @app.command()
 def table3(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as evaluation.prompts=16.")] = None,
-    recipe: Annotated[Path, typer.Option(help="The recipe file.")] = Path("configs/reproduce/table3.yaml"),
-    out: Annotated[Path, typer.Option(help="The folder. The same command continues in it.")] = Path("runs/table3"),
-    processes: Annotated[int, typer.Option(min=1, help="Units worked on side by side, one thread each.")] = 1,
-    only: Annotated[list[str] | None, typer.Option(help="Keep to this variant. Repeatable.")] = None,
-    share: Annotated[str, typer.Option(help="i/n: keep to the i-th of n parts of the units, from 0/n on.")] = "0/1",
-    show: Annotated[Show | None, typer.Option(help="Show this and stop, without working.")] = None,
+    overrides: Overrides = None,
+    recipe: Recipe = Path("configs/reproduce/table3.yaml"),
+    out: Out = Path("runs/table3"),
+    processes: Processes = 1,
+    only: Only = None,
+    share: Share = "0/1",
+    show: Shown = None,
 ) -> None:
     """Train and judge every variant of the ablation (Table 3, Fig. 6), and write what came of the paper's claims.
 
     Stopped at any moment, the same command goes on; several may run on one folder. The results are of what is done.
     """
+    _reproduce(recipe, tuple(overrides or ()), out, processes, tuple(only or ()), parse_share(share), show)
+
+
+@app.command()
+def methods(
+    overrides: Overrides = None,
+    recipe: Recipe = Path("configs/reproduce/methods.yaml"),
+    out: Out = Path("runs/methods"),
+    processes: Processes = 1,
+    only: Only = None,
+    share: Share = "0/1",
+    show: Shown = None,
+) -> None:
+    """Train and judge a student for every method (Tables 1 and 2), and write what came of the papers' claims.
+
+    Goes on and shares as table3 does.
+    """
+    _reproduce(recipe, tuple(overrides or ()), out, processes, tuple(only or ()), parse_share(share), show)
+
+
+def _reproduce(
+    file: Path,
+    changes: tuple[str, ...],
+    out: Path,
+    processes: int,
+    only: tuple[str, ...],
+    share: tuple[int, int],
+    show: Show | None,
+) -> None:
     from reward_forcing.evaluation.reproduce.recipe import load_recipe
     from reward_forcing.evaluation.reproduce.record import ablation_schema
     from reward_forcing.evaluation.reproduce.units import work
     from reward_forcing.optical_flow import opencv
 
-    part, kept, changes = parse_share(share), tuple(only or ()), tuple(overrides or ())
     if show is Show.SCHEMA:
         typer.echo(ablation_schema(), nl=False)
         return
     opencv()
-    wanted = load_recipe(recipe, changes)
+    wanted = load_recipe(file, changes)
     if show is Show.STATUS:
         typer.echo(_status(wanted, out))
         return
     if show is None:
         if processes == 1:
-            code = work(wanted, out, kept, part)
+            code = work(wanted, out, only, share)
         else:
-            code = _work_in(processes, (recipe, changes, out, kept, part))
+            code = _work_in(processes, (file, changes, out, only, share))
         if code:
             raise typer.Exit(code)
     _report(wanted, out)
@@ -89,7 +121,7 @@ def _report(recipe: "Ablation", out: Path) -> None:
 
     results = summarise(recipe, out, shlex.join(["rforce", *sys.argv[1:]]))
     pictures = draw(results, out)
-    page = out / "table3.md"
+    page = out / f"{recipe.table}.md"
     page.write_text(markdown(results), encoding="utf-8")
     for claim in results.claims.values():
         typer.echo(f"- {claim.sentence}")

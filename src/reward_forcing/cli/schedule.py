@@ -15,17 +15,18 @@ def schedule(
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: 'schedule=module:name'. Repeatable.")
     ] = None,
-    every: Annotated[bool, typer.Option("--list", help="Print a line for every method instead.")] = False,
+    every: Annotated[bool, typer.Option("--list", help="Print all methods and switch policies instead.")] = False,
 ) -> None:
     """Draw who is denoised when: chunks down, passes across, timesteps (1000 is noise) in the cells."""
     from pydantic import ValidationError
 
     from reward_forcing.config import describe
-    from reward_forcing.rollout import format_timetable, timetable
+    from reward_forcing.rollout import SWITCHES, format_timetable, timetable
     from reward_forcing.streaming.methods import METHODS, method_named, streaming_settings
 
     if every:
         print("\n".join(_line(name, preset) for name, preset in METHODS.items()))
+        print(f"\nswitch policies: {', '.join(SWITCHES)}")
         return
     method_named(method)
     try:
@@ -35,7 +36,8 @@ def schedule(
     print(format_timetable(timetable(preset.passes(chunks))))
     print()
     steps = ", ".join(map(str, preset.denoising_steps))
-    print(f"{'steps':<10} {steps}, shifted by {preset.shift:g}; then one clean pass to fill the cache")
+    then = "then one clean pass to fill the cache" if preset.clean_pass else "the last fills the cache: no clean pass"
+    print(f"{'steps':<10} {steps}, shifted by {preset.shift:g}; {then}")
     together = _together(preset)
     print(f"{'chunk':<10} {preset.chunk_frames} latent frames{together}")
     window = "everything"

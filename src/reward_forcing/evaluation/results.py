@@ -114,6 +114,7 @@ class Provenance(Settings):
     model: as it was named. weights: SHA-256 of the transformer's files, None for videos made elsewhere. streaming: the
     method's numbers, or a diffusers pipeline's. prompts: SHA-256 of all prompts in order. commit: of this package's
     repository, '' if unknown. form: what clips were brought to before they were measured, None for as they were made.
+    decoder: the file of a tiny decoder that made the frames in place of the model's VAE.
     """
 
     command: str
@@ -128,6 +129,7 @@ class Provenance(Settings):
     machine: str
     quick: bool = False
     form: Form | None = None
+    decoder: str | None = None
 
 
 class EvalResults(Settings):

@@ -48,7 +48,7 @@ class Recipe(Settings):
     """What determines the numbers of an evaluation. weights, parts: SHA-256; prompts: as in `results.Provenance`.
 
     sets: name -> what is made. videos: SHA-256 of videos made elsewhere, None where they are generated. form: what
-    every clip was brought to before it was measured, None for as it was made.
+    every clip was brought to before it was measured, None for as it was made. decoder: see `sources.MadeWith`.
     """
 
     suite: str
@@ -62,6 +62,7 @@ class Recipe(Settings):
     videos: str | None
     quick: bool
     form: Form | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ def _recipe(suite: Suite, source: Source | None, form: Form | None, seed: int, b
         videos=files_hash(videos) if videos else None,
         quick=suite.is_quick,
         form=form,
+        decoder=made.decoder if made else None,
     )
 
 
@@ -288,6 +290,7 @@ def _provenance(suite: Suite, out: Path, recipe: Recipe, name: str, command: str
         machine=environment.machine(),
         quick=suite.is_quick,
         form=recipe.form,
+        decoder=recipe.decoder,
     )
 
 

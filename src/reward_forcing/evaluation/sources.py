@@ -24,12 +24,14 @@ HASHED_PARTS = ("vae", "text_encoder")
 class MadeWith(Settings):
     """What determines a source's clips besides prompt and seed. weights, parts: SHA-256; weights: of the transformer.
 
-    settings: every number of the method, or of the pipeline's call.
+    settings: every number of the method, or of the pipeline's call. decoder: the file of a tiny decoder that made the
+    frames in place of the VAE.
     """
 
     weights: str | None
     parts: dict[str, str]
     settings: dict[str, Any]
+    decoder: str | None = None
 
 
 class Source(Protocol):
@@ -133,6 +135,7 @@ class StreamedSource:
             weights=hash_once(find_weights(self.folder.transformer)),
             parts={part: hash_once(find_weights(path)) for part, path in parts.items()},
             settings=self.folder.settings.recorded(),
+            decoder=self.folder.decoder_name,
         )
 
     def load(self) -> StreamingVideoPipeline:

@@ -37,7 +37,8 @@ SHOWN_FRAMES = 10
 class WorldRecipe(Settings):
     """What determines the numbers. source: what makes the clips. weights: part -> SHA-256 of those that it uses.
 
-    sheet: clips shown in the contact sheet; it determines no number, but which pictures a folder holds.
+    sheet: clips shown in the contact sheet; it determines no number, but which pictures a folder holds. decoder: the
+    file of a tiny decoder that makes a student's frames.
     """
 
     source: str
@@ -50,6 +51,7 @@ class WorldRecipe(Settings):
     seed: int
     batch: int
     sheet: int
+    decoder: str | None = None
 
     @property
     def frames(self) -> int:

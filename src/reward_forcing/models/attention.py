@@ -6,7 +6,7 @@ D head width, L text tokens. Knows neither how a cache evicts nor which network 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,38 +18,68 @@ from reward_forcing.models.cuda_attention import attend_on_gpu
 
 @dataclass(frozen=True)
 class KV:
-    """Self-attention keys and values of all layers for the frames of one forward.
+    """Self-attention keys and values for the frames of one forward, a tensor for each of the N layers.
 
-    keys, values: [N, B, F, S, H, D]; keys are RMS-normalised but not rotated.
+    keys, values: N of [B, F, S, H, D]; keys are RMS-normalised but not rotated.
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
 
-    def detach(self) -> "KV":
-        """The same numbers without their graph."""
-        return KV(self.keys.detach(), self.values.detach())
+    @property
+    def frames(self) -> int:
+        """Number of frames F."""
+        return self.keys[0].shape[1]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "KV":
+        """These keys and values with every layer's changed."""
+        return KV(*(tuple(change(layer) for layer in layers) for layers in (self.keys, self.values)))
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all layers as two tensors [N, B, F, S, H, D], copies."""
+        return torch.stack(tuple(self.keys)), torch.stack(tuple(self.values))
+
+
+class OnDemand(Sequence[Tensor]):
+    """Layers that are made whenever they are read, and kept by nobody: `make` of each of `sources`."""
+
+    def __init__(self, sources: Sequence[Any], make: Callable[[Any], Tensor]) -> None:
+        self._sources, self._make = sources, make
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __getitem__(self, layer: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] no slices
+        return self._make(self._sources[layer])
 
 
 @dataclass(frozen=True)
 class Past:
     """What the frames of a chunk can see besides themselves, and where in time everything sits.
 
-    keys, values: [N, B, P, S, H, D]. key_positions [P] and query_positions [F] are integer time positions for RoPE, of
-    the past frames and of the frames being denoised, on the CPU, where reading them waits for nothing; only their
-    differences matter to the result. `rotated` tells that RoPE at `key_positions` has been applied to `keys` (see
-    `WanDiT.rotate`), which several passes can then share.
+    keys, values: N of [B, P, S, H, D], a tensor for each layer. key_positions [P] and query_positions [F] are integer
+    time positions for RoPE, of the past frames and of the frames being denoised, on the CPU, where reading them waits
+    for nothing; only their differences matter to the result. `rotated` tells that RoPE at `key_positions` has been
+    applied to `keys` (see `WanDiT.rotate`), which several passes can then share.
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
     key_positions: Tensor
     query_positions: Tensor
     rotated: bool = False
 
+    @property
+    def frames(self) -> int:
+        """Number of frames P."""
+        return len(self.key_positions)
+
     def with_rotated(self, rotate: Callable[[Tensor], Tensor]) -> "Past":
-        """This past with `rotate` applied to its keys; itself where that has happened before."""
-        return self if self.rotated else replace(self, keys=rotate(self.keys), rotated=True)
+        """This past with `rotate` applied to every layer's keys; itself where that has happened before."""
+        if self.rotated:
+            return self
+        keys = OnDemand(self.keys, rotate) if isinstance(self.keys, OnDemand) else tuple(map(rotate, self.keys))
+        return replace(self, keys=keys, rotated=True)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import NamedTuple
 from weakref import ReferenceType, WeakValueDictionary, ref
 
 import torch
 from torch import Tensor
 
-from reward_forcing.models.attention import KV, AttentionPattern, Past, Text, TextContext, WantKV
+from reward_forcing.models.attention import KV, AttentionPattern, OnDemand, Past, Text, TextContext, WantKV
 from reward_forcing.models.layers import TimeContext
 from reward_forcing.models.rope import Rotation
 from reward_forcing.models.sequence_parallel import ALL
@@ -27,6 +26,11 @@ GRAPHS_KEPT = 4
 SHAPES_WATCHED = 16
 """Shapes of latents, and kinds of passes over them, whose last past is known."""
 
+LATENTS = "latents"
+"""The one input that every pass brings anew."""
+
+Inputs = dict[str, Tensor]
+"""Every tensor that a pass reads beside the weights, by name: see `_inputs`."""
 Outputs = tuple[Tensor, KV | None]
 """What `WanDiT.forward` returns."""
 Run = Callable[[], Outputs]
@@ -68,7 +72,8 @@ class GraphedForward:
     So the first chunk and those that fill the window are computed as ever; of each shape, graphs begin with its second
     chunk, and then stand for every noise level, prompt and past: these are copied into tensors that graphs read, the
     past once per chunk and the text once per prompt, and results are copied out. As ever are computed also passes with
-    gradients, under autocast, of several prompts at once or in turn, with a pattern, and by several processes.
+    gradients, under autocast, of several prompts at once or in turn, with a pattern, over a past that is made on demand
+    (a lean cache), and by several processes.
 
     Several streams may take turns, in threads as well, but on one CUDA stream. The network's weights stay where they
     are. kept: most graphs, the one unused for longest makes room. capture: `CudaCapture` unless given; where it raises
@@ -81,7 +86,7 @@ class GraphedForward:
         self._kept = kept
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
         self._buffers: WeakValueDictionary[Hashable, _Buffer] = WeakValueDictionary()
-        self._before: dict[Hashable, tuple[Hashable, ReferenceType[Tensor]]] = {}
+        self._before: dict[Hashable, tuple[Hashable, ReferenceType[Past]]] = {}
         self._lock = Lock()
 
     def __call__(
@@ -95,8 +100,7 @@ class GraphedForward:
         want_kv: WantKV = False,
     ) -> Outputs:
         """As `WanDiT.forward`; what it returns is the caller's own."""
-        may_replay = pattern is None and self._may_replay(x.device)
-        if may_replay and isinstance(text, TextContext) and past is not None and past.rotated:
+        if pattern is None and isinstance(text, TextContext) and past is not None and self._may_replay(x.device, past):
             inputs = self._inputs(x, timestep, text, past)
             with self._lock:
                 graph = self._graph(inputs, past, want_kv)
@@ -104,28 +108,35 @@ class GraphedForward:
                     return graph(inputs)
         return self.network(x, timestep, text, past=past, pattern=pattern, want_kv=want_kv)
 
-    def _may_replay(self, device: torch.device) -> bool:
+    def _may_replay(self, device: torch.device, past: Past) -> bool:
         if torch.is_grad_enabled() or torch.is_autocast_enabled(device.type) or torch.compiler.is_compiling():
             return False
-        return self.network.share is ALL
+        return past.rotated and not isinstance(past.keys, OnDemand) and self.network.share is ALL
 
-    def _inputs(self, x: Tensor, timestep: Tensor | TimeContext, text: TextContext, past: Past) -> "_Inputs":
+    def _inputs(self, x: Tensor, timestep: Tensor | TimeContext, text: TextContext, past: Past) -> Inputs:
         time = self.network.encode_time(timestep) if isinstance(timestep, Tensor) else timestep
         by = self.network.rotation_at(past.query_positions, (x.shape[3], x.shape[4]), x.device)
-        return _Inputs(x, *time, text.keys, text.values, text.log_counts, past.keys, past.values, *by)
+        inputs = {LATENTS: x, "embedding": time.embedding, "modulation": time.modulation, "cos": by.cos, "sin": by.sin}
+        inputs |= {"text keys": text.keys, "text values": text.values}
+        if text.log_counts is not None:
+            inputs["log counts"] = text.log_counts
+        for layer, (keys, values) in enumerate(zip(past.keys, past.values, strict=True)):
+            inputs[f"past keys {layer}"], inputs[f"past values {layer}"] = keys, values
+        return inputs
 
-    def _graph(self, inputs: "_Inputs", past: Past, want_kv: WantKV) -> "_Graph | None":
+    def _graph(self, inputs: Inputs, past: Past, want_kv: WantKV) -> "_Graph | None":
         """The graph of a pass, captured now if its shapes recur; None if it has none."""
-        shapes = tuple(None if tensor is None else (tensor.shape, tensor.dtype, tensor.device) for tensor in inputs)
+        shapes = tuple((name, tensor.shape, tensor.dtype, tensor.device) for name, tensor in inputs.items())
         shape = (want_kv, self.network.patch_embedding.weight.data_ptr(), *shapes)
-        before = self._before.pop((want_kv, inputs.x.shape), None)
-        self._before[want_kv, inputs.x.shape] = (shape, ref(past.keys))
+        kind = (want_kv, inputs[LATENTS].shape)
+        before = self._before.pop(kind, None)
+        self._before[kind] = (shape, ref(past))
         if len(self._before) > SHAPES_WATCHED:
             del self._before[next(iter(self._before))]
         if shape in self._graphs:
             self._graphs.move_to_end(shape)
             return self._graphs[shape]
-        if self._capture is None or before is None or before[0] != shape or before[1]() is past.keys:
+        if self._capture is None or before is None or before[0] != shape or before[1]() is past:
             return None
         try:
             graph = self._captured(self._capture, inputs, past, want_kv)
@@ -141,18 +152,17 @@ class GraphedForward:
         return graph
 
     @torch.inference_mode()
-    def _captured(self, capture: Capture, inputs: "_Inputs", past: Past, want_kv: WantKV) -> "_Graph":
-        buffers = [
-            None if tensor is None else self._buffer(name, tensor)
-            for name, tensor in zip(_Inputs._fields, inputs, strict=True)
-        ]
-        static = _Inputs._make(None if buffer is None else buffer.tensor for buffer in buffers)
+    def _captured(self, capture: Capture, inputs: Inputs, past: Past, want_kv: WantKV) -> "_Graph":
+        buffers = {name: self._buffer(name, tensor) for name, tensor in inputs.items()}
         _fill(buffers, inputs)
-        time = TimeContext(static.embedding, static.modulation)
-        text = TextContext(static.text_keys, static.text_values, static.log_counts)
-        shown = replace(past, keys=static.past_keys, values=static.past_values)
-        how = {"past": shown, "positions": Rotation(static.cos, static.sin), "want_kv": want_kv}
-        return _Graph(buffers, *capture(lambda: self.network(static.x, time, text, **how)))
+        at = {name: buffer.tensor for name, buffer in buffers.items()}
+        time = TimeContext(at["embedding"], at["modulation"])
+        text = TextContext(at["text keys"], at["text values"], at.get("log counts"))
+        keys, values = (
+            tuple(at[f"past {what} {layer}"] for layer in range(len(past.keys))) for what in ("keys", "values")
+        )
+        how = {"past": replace(past, keys=keys, values=values), "positions": Rotation(at["cos"], at["sin"])}
+        return _Graph(buffers, *capture(lambda: self.network(at[LATENTS], time, text, **how, want_kv=want_kv)))
 
     def _buffer(self, name: str, like: Tensor) -> "_Buffer":
         """The buffer of an input, one for all graphs whose inputs of this name are alike."""
@@ -161,21 +171,6 @@ class GraphedForward:
         if buffer is None:
             buffer = self._buffers[key] = _Buffer(torch.empty(like.shape, dtype=like.dtype, device=like.device))
         return buffer
-
-
-class _Inputs(NamedTuple):
-    """Every tensor that a pass reads beside the weights: see `WanDiT.forward`, `TimeContext`, `TextContext`, `Past`."""
-
-    x: Tensor
-    embedding: Tensor
-    modulation: Tensor
-    text_keys: Tensor
-    text_values: Tensor
-    log_counts: Tensor | None
-    past_keys: Tensor
-    past_values: Tensor
-    cos: Tensor
-    sin: Tensor
 
 
 class _Buffer:
@@ -199,20 +194,19 @@ class _Buffer:
 class _Graph:
     """A captured pass: what it reads, what runs it, and where its results then lie."""
 
-    buffers: "list[_Buffer | None]"
+    buffers: "dict[str, _Buffer]"
     replay: Callable[[], None]
     outputs: Outputs
 
-    def __call__(self, inputs: _Inputs) -> Outputs:
+    def __call__(self, inputs: Inputs) -> Outputs:
         """Results for these inputs, in memory of their own: the next replay writes over the graph's."""
         with torch.inference_mode():
             _fill(self.buffers, inputs)
             self.replay()
         velocity, kv = self.outputs
-        return velocity.clone(), None if kv is None else KV(kv.keys.clone(), kv.values.clone())
+        return velocity.clone(), None if kv is None else kv.map(Tensor.clone)
 
 
-def _fill(buffers: "list[_Buffer | None]", inputs: _Inputs) -> None:
-    for buffer, tensor in zip(buffers, inputs, strict=True):
-        if buffer is not None and tensor is not None:
-            buffer.fill(tensor, may_stay=tensor is not inputs.x)
+def _fill(buffers: "dict[str, _Buffer]", inputs: Inputs) -> None:
+    for name, tensor in inputs.items():
+        buffers[name].fill(tensor, may_stay=name != LATENTS)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from reward_forcing.flow import TIMESTEPS, velocity_to_x0, widen
 from reward_forcing.models.attention import KV, AttentionPattern, Past, Prediction, Text, WantKV
+from reward_forcing.models.cuda_graphs import GraphedForward
 from reward_forcing.models.layers import TimeContext
 from reward_forcing.models.wan_dit import WanDiT
 
@@ -22,10 +23,12 @@ class Denoiser:
 
     Where gradients are off and the weights that embed timesteps are frozen, noise levels given on the CPU are embedded
     once and remembered, the last few of them; nothing else is kept between calls. forward: computes the passes in place
-    of the network, such as `GraphedForward(network)`.
+    of the network, such as `GraphedForward(network)`; raises ValueError for that of another network.
     """
 
     def __init__(self, network: WanDiT, forward: Forward | None = None) -> None:
+        if isinstance(forward, GraphedForward) and forward.network is not network:
+            raise ValueError("these graphs are of another network; make a GraphedForward of the one that is used")
         self.network = network
         self._forward: Forward = forward or network
         self._times: dict[tuple[object, ...], TimeContext] = {}

@@ -181,12 +181,11 @@ class WanDiT(ModelMixin, ConfigMixin):
 
         latent_size: rows and columns (h, w) of the latents. A past that is already rotated comes back as it is.
         """
-
-        def turn(keys: Tensor) -> Tensor:
-            by = self.rotation_at(past.key_positions, latent_size, keys.device)
-            return self._rotate(keys, by).to(self.patch_embedding.weight.dtype)
-
-        return past.with_rotated(turn)
+        if past.rotated:
+            return past
+        weight = self.patch_embedding.weight
+        by = self.rotation_at(past.key_positions, latent_size, weight.device)
+        return past.with_rotated(lambda keys: self._rotate(keys, by).to(weight.dtype))
 
     def rotation_at(self, positions: Tensor, latent_size: tuple[int, int], device: torch.device) -> Rotation:
         """RoPE of frames at time `positions` [F]; latent_size is (h, w) of the latents."""
@@ -235,7 +234,7 @@ class WanDiT(ModelMixin, ConfigMixin):
             if want_kv:
                 keys.append(key)
                 values.append(value)
-        kv = KV(torch.stack(keys), torch.stack(values)) if want_kv else None
+        kv = KV(tuple(keys), tuple(values)) if want_kv else None
         if want_kv == "only":
             return x.new_empty(x.shape[0], 0, *x.shape[2:], dtype=torch.float32), kv
         patches = self.share.join(self._head(tokens, time.embedding), math.prod(grid))
@@ -298,7 +297,7 @@ class WanDiT(ModelMixin, ConfigMixin):
 
 def attention_lengths(frames: int, tokens: int, past: Past | None, text: Text) -> set[tuple[int, int, bool]]:
     """What a block attends to in a forward of so many frames of `tokens`: queries, keys, whether scores are biased."""
-    seen = frames if past is None else frames + past.keys.shape[2]
+    seen = frames if past is None else frames + past.frames
     read = {
         (span * tokens, reading.keys.shape[1], reading.log_counts is not None)
         for span, readings in text.layer(0, frames)

@@ -1,6 +1,7 @@
 """The streaming half of the paper: schedule, sinks, cache, switches, noise, and the one loop over them.
 
-Read in this order: `schedule`, `sink`, `sinks`, `positions`, `kv_cache`, `switch`, `switches`, `noise`, `rollout`.
+Read in this order: `schedule`, `sink`, `sinks`, `positions`, `storage`, `kv_cache`, `switch`, `switches`, `noise`,
+`rollout`.
 """
 
 from reward_forcing.rollout.kv_cache import CacheSettings, KVCache
@@ -22,6 +23,7 @@ from reward_forcing.rollout.schedule import (
 )
 from reward_forcing.rollout.sink import Sink
 from reward_forcing.rollout.sinks import SINKS, EmaSink, NoSink, SinkSettings, StaticSink
+from reward_forcing.rollout.storage import Storage
 from reward_forcing.rollout.switch import SwitchPolicy
 from reward_forcing.rollout.switches import SWITCHES, Blend, Keep, Recache, Reset, SwitchSettings
 
@@ -49,6 +51,7 @@ __all__ = [
     "Sink",
     "SinkSettings",
     "StaticSink",
+    "Storage",
     "SwitchPolicy",
     "SwitchSettings",
     "check_passes",

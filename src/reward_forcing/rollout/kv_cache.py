@@ -6,6 +6,8 @@ the keys and values nor the passes that read them. Keys are stored un-rotated, s
 chunk to chunk.
 """
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -15,12 +17,14 @@ from torch import Tensor
 
 from reward_forcing.config import Settings
 from reward_forcing.flow import widen
-from reward_forcing.models.attention import KV, Past
+from reward_forcing.models.attention import KV, OnDemand, Past
 from reward_forcing.rollout.positions import Cut, Positions, time_positions, with_cut, without_gone
-from reward_forcing.rollout.sink import FRAMES
 from reward_forcing.rollout.sinks import EmaSink, SinkSettings
+from reward_forcing.rollout.storage import Storage, from_int8, to_int8
 
 UNLIMITED = -1
+FRAMES = 1
+"""The axis of frames in a layer's keys and values [B, F, S, H, D]."""
 
 
 def _window(value: object) -> object:
@@ -85,10 +89,11 @@ class KVCache:
     A snapshot is a reference; holding one costs its own tensors and nothing of later caches. Every tensor owns its
     storage, of a size that stops growing once the window is full.
 
-    context: [what is seen of the sink | local past] in the network's dtype, keys and values [N, B, P, S, H, D], oldest
-    first; None while nothing is committed. sink: the sink in float32 [N, B, sink_frames, S, H, D]. committed, evicted:
-    latent frames ever committed and ever evicted. sink_updates: commits whose evicted frames went to the sink. cuts:
-    where time jumps (see `positions`).
+    context: [what is seen of the sink | local past] in the network's dtype, keys and values of each layer
+    [B, P, S, H, D], oldest first; None while nothing is committed. sink: the sink in float32 [B, sink_frames, S, H, D].
+    committed, evicted: latent frames ever committed and ever evicted. sink_updates: commits whose evicted frames went
+    to the sink. cuts: where time jumps (see `positions`). storage: where it is not 'exact', context is the local past
+    alone, as `storage` stores it. dtype: the network's.
     """
 
     settings: CacheSettings
@@ -98,21 +103,37 @@ class KVCache:
     evicted: int = 0
     sink_updates: int = 0
     cuts: tuple[Cut, ...] = ()
+    storage: Storage = "exact"
+    dtype: torch.dtype = torch.float32
 
     @classmethod
-    def empty(cls, settings: CacheSettings) -> "KVCache":
+    def empty(cls, settings: CacheSettings, storage: Storage = "exact") -> "KVCache":
         """The cache of a rollout that has not begun."""
-        return cls(settings)
+        return cls(settings, storage=storage)
+
+    def emptied(self) -> "KVCache":
+        """This one as it was when nothing had been committed."""
+        return KVCache.empty(self.settings, self.storage)
 
     @property
     def frames(self) -> int:
-        """Latent frames in the context, sink included."""
-        return 0 if self.context is None else self.context.keys.shape[FRAMES]
+        """Latent frames that are kept, sink included."""
+        return 0 if self.context is None else self.context.frames + self.sink_frames - self._joined_frames
 
     @property
     def sink_frames(self) -> int:
         """Filled frames of the sink; attention sees only these."""
-        return 0 if self.sink is None else self.sink.keys.shape[FRAMES]
+        return 0 if self.sink is None else self.sink.frames
+
+    @property
+    def _joined_frames(self) -> int:
+        """Frames of the sink in the context."""
+        return self.sink_frames if self.storage == "exact" else 0
+
+    @property
+    def batch(self) -> int | None:
+        """Number of samples B; None while nothing is committed."""
+        return None if self.context is None else self.context.keys[0].shape[0]
 
     def past(self, frames: int, with_sink: bool = True) -> Past | None:
         """What the next `frames` frames see, with time positions for both; None where they see only themselves.
@@ -124,7 +145,7 @@ class KVCache:
         Raises ValueError if `frames` do not fit the window.
         """
         room = self.settings.local_frames(frames)
-        if self.context is None:
+        if self.context is None or self.sink is None:
             return None
         sink, local = self.sink_frames, self.frames - self.sink_frames
         if room is not None:
@@ -135,14 +156,31 @@ class KVCache:
         shown = sink + local
         if shown == 0:
             return None
-        seen = range(self.committed - local, self.committed + frames)
-        positions = time_positions(self.settings.positions, sink, seen, self.cuts)
-        return Past(
-            _show(self.context.keys, sink, local),
-            _show(self.context.values, sink, local),
-            positions[:shown],
-            positions[shown:],
-        )
+        numbers = range(self.committed - local, self.committed + frames)
+        positions = time_positions(self.settings.positions, sink, numbers, self.cuts)
+        if self.storage == "exact":
+            seen = self.context.map(lambda layer: _show(layer, sink, local))
+        else:
+
+            def join(layer: tuple[Tensor, Tensor]) -> Tensor:
+                newest = self.read(layer[0][:, layer[0].shape[FRAMES] - local :])
+                return torch.cat([self.shown_sink(layer[1]), newest], dim=FRAMES) if sink else newest
+
+            pairs = ((self.context.keys, self.sink.keys), (self.context.values, self.sink.values))
+            seen = KV(*(OnDemand(tuple(zip(*pair, strict=True)), join) for pair in pairs))
+        return Past(seen.keys, seen.values, positions[:shown], positions[shown:])
+
+    def shown_sink(self, sink: Tensor) -> Tensor:
+        """What attention sees of a layer's sink, in the network's dtype; sinks know a tensor with an axis of layers."""
+        return self.settings.sink.show(sink[None], self.evicted)[0].to(self.dtype)
+
+    def store(self, layer: Tensor) -> Tensor:
+        """A layer's frames as this cache stores them."""
+        return to_int8(layer) if self.storage == "int8" else layer
+
+    def read(self, stored: Tensor) -> Tensor:
+        """The frames that `store` was given, in the network's dtype."""
+        return from_int8(stored, self.dtype) if self.storage == "int8" else stored
 
     def rewound(self, frames: int) -> "KVCache":
         """The cache before its newest `frames` frames were committed, as far as it remembers that.
@@ -151,8 +189,8 @@ class KVCache:
         """
         if self.context is None:
             return self
-        kept = max(self.sink_frames, self.frames - frames)
-        context = KV(*(tensor[:, :, :kept].clone() for tensor in (self.context.keys, self.context.values)))
+        kept = max(0, self.frames - self.sink_frames - frames)
+        context = self.context.map(lambda layer: layer[:, : self._joined_frames + kept].clone())
         return replace(self, context=context, committed=self.committed - frames)
 
     def flushed(self, frames: int) -> "KVCache":
@@ -163,8 +201,7 @@ class KVCache:
         local = self.frames - self.sink_frames
         if self.context is None or local <= frames:
             return self
-        shown = (_show(tensor, self.sink_frames, frames) for tensor in (self.context.keys, self.context.values))
-        return replace(self, context=KV(*shown))
+        return replace(self, context=self.context.map(lambda layer: _show(layer, self._joined_frames, frames)))
 
     def cut(self, frames: int) -> "KVCache":
         """The cache with a jump of `frames` latent frames of time after its newest frame; itself if it has none."""
@@ -173,7 +210,7 @@ class KVCache:
         return replace(self, cuts=with_cut(self.cuts, Cut(self.committed, frames)))
 
     def commit(self, kv: KV, absorb: bool = True) -> "KVCache":
-        """The cache after finished frames, whose clean keys and values are `kv` [N, B, F, S, H, D].
+        """The cache after finished frames, whose clean keys and values are `kv`, N of [B, F, S, H, D].
 
         The first `sink.frames` frames ever committed fill the sink, over as many commits as that takes. The oldest
         other frames are evicted until sink, local past and the next chunk fit the window, and the sink absorbs them:
@@ -182,68 +219,96 @@ class KVCache:
         absorb False: evicted frames leave no trace, for frames of a rewound cache that the sink has absorbed before.
         Raises ValueError if layers, batch, tokens or heads of `kv` differ from those committed before.
         """
-        self._check(kv)
-        frames = kv.keys.shape[FRAMES]
-        to_sink = min(frames, self.settings.sink.frames - self.sink_frames)
-        local = self.frames - self.sink_frames + frames - to_sink
-        kept = self.settings.kept_frames
-        evict = 0 if kept is None else max(0, local - kept)
-        context, sink = (held or _no_frames(kv) for held in (self.context, self.sink))
-        keys, sink_keys = self._advance(context.keys, sink.keys, kv.keys, to_sink, evict, absorb)
-        values, sink_values = self._advance(context.values, sink.values, kv.values, to_sink, evict, absorb)
-        committed = self.committed + frames
-        return replace(
-            self,
-            context=KV(keys, values),
-            sink=KV(sink_keys, sink_values),
-            cuts=without_gone(self.cuts, self.sink_frames + to_sink, oldest=committed - (local - evict)),
+        return Commit(self, kv, absorb).run()
+
+
+class Commit:
+    """A commit that is still to run, and then gives up what it reads layer by layer as it makes the next cache.
+
+    It holds the layers of the cache and of the new frames, and neither of the two: once nobody else holds them, cache
+    and next cache are never in memory both. A cache that somebody holds stays whole.
+    """
+
+    def __init__(self, cache: KVCache, kv: KV, absorb: bool = True) -> None:
+        _check(cache, kv)
+        settings, frames = cache.settings, kv.frames
+        self._policy = settings.sink
+        self._joined = cache._joined_frames
+        self._to_sink = min(frames, settings.sink.frames - cache.sink_frames)
+        local = cache.frames - cache.sink_frames + frames - self._to_sink
+        kept = settings.kept_frames
+        self._evict = 0 if kept is None else max(0, local - kept)
+        self._absorbs = bool(self._evict and absorb and settings.sink.frames)
+        self._slot = cache.evicted % max(1, settings.sink.frames)
+        committed = cache.committed + frames
+        self._after = replace(
+            cache,
+            context=None,
+            sink=None,
+            cuts=without_gone(cache.cuts, cache.sink_frames + self._to_sink, oldest=committed - (local - self._evict)),
             committed=committed,
-            evicted=self.evicted + evict * absorb,
-            sink_updates=self.sink_updates + bool(evict and absorb and self.settings.sink.frames),
+            evicted=cache.evicted + self._evict * absorb,
+            sink_updates=cache.sink_updates + self._absorbs,
+            dtype=kv.keys[0].dtype,
+        )
+        sink = cache.sink or kv.map(_no_frames)
+        context = cache.context or kv.map(_no_frames).map(cache.store)
+        self._keys = deque(zip(context.keys, sink.keys, kv.keys, strict=True))
+        self._values = deque(zip(context.values, sink.values, kv.values, strict=True))
+
+    def run(self) -> KVCache:
+        """The next cache; to be called once."""
+        context, sink = zip(*(self._advanced(layers) for layers in (self._keys, self._values)), strict=True)
+        return replace(self._after, context=KV(*context), sink=KV(*sink))
+
+    def _advanced(self, layers: deque[tuple[Tensor, Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The next context and the next sink of all layers, of their keys or of their values; `layers` is emptied."""
+        made = []
+        while layers:
+            made.append(self._advance(*layers.popleft()))
+        context, sink = zip(*made, strict=True)
+        return context, sink
+
+    def _advance(self, context: Tensor, sink: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """The next context and the next sink of one layer."""
+        after = self._after
+        first, new = new.tensor_split([self._to_sink], dim=FRAMES)
+        old = context[:, self._joined :]
+        if self._to_sink:
+            sink = torch.cat([widen(sink), widen(first)], dim=FRAMES)
+        from_old = min(self._evict, old.shape[FRAMES])
+        gone_old, kept_old = old.tensor_split([from_old], dim=FRAMES)
+        gone_new, kept_new = new.tensor_split([self._evict - from_old], dim=FRAMES)
+        if self._absorbs:
+            gone = torch.cat([after.read(gone_old), gone_new], dim=FRAMES)
+            sink = self._policy.absorb(sink[None], gone[None], slot=self._slot)[0]
+        joined = [after.shown_sink(sink)] if after.storage == "exact" else []
+        return torch.cat([*joined, kept_old, after.store(kept_new)], dim=FRAMES), sink
+
+
+def _check(cache: KVCache, kv: KV) -> None:
+    if cache.sink is None:
+        return
+    held, came = (_without_frames(layers) for layers in (cache.sink.keys, kv.keys))
+    if held != came:
+        raise ValueError(
+            f"the cache holds [layers, batch, tokens, heads, width] {held}, the committed frames have {came}; "
+            "start from KVCache.empty for another batch, resolution or network"
         )
 
-    def _advance(
-        self, context: Tensor, sink: Tensor, new: Tensor, to_sink: int, evict: int, absorb: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The next context and the next sink, of the keys or of the values."""
-        policy = self.settings.sink
-        first, new = new.tensor_split([to_sink], dim=FRAMES)
-        old = context[:, :, self.sink_frames :]
-        if to_sink:
-            sink = torch.cat([widen(sink), widen(first)], dim=FRAMES)
-        from_old = min(evict, old.shape[FRAMES])
-        gone_old, kept_old = old.tensor_split([from_old], dim=FRAMES)
-        gone_new, kept_new = new.tensor_split([evict - from_old], dim=FRAMES)
-        if evict and absorb and policy.frames:
-            gone = torch.cat([gone_old, gone_new], dim=FRAMES)
-            sink = policy.absorb(sink, gone, slot=self.evicted % policy.frames)
-        seen = policy.show(sink, self.evicted + evict * absorb)
-        return torch.cat([seen.to(new.dtype), kept_old, kept_new], dim=FRAMES), sink
 
-    def _check(self, kv: KV) -> None:
-        if self.context is None:
-            return
-        held, came = (_without_frames(tensor) for tensor in (self.context.keys, kv.keys))
-        if held != came:
-            raise ValueError(
-                f"the cache holds [layers, batch, tokens, heads, width] {held}, the committed frames have {came}; "
-                "start from KVCache.empty for another batch, resolution or network"
-            )
-
-
-def _show(tensor: Tensor, sink: int, local: int) -> Tensor:
+def _show(layer: Tensor, sink: int, local: int) -> Tensor:
     """The first `sink` and the last `local` frames; the tensor itself, without a copy, where these are all."""
-    stored = tensor.shape[FRAMES]
+    stored = layer.shape[FRAMES]
     if sink + local == stored:
-        return tensor
-    return torch.cat([tensor[:, :, :sink], tensor[:, :, stored - local :]], dim=FRAMES)
+        return layer
+    return torch.cat([layer[:, :sink], layer[:, stored - local :]], dim=FRAMES)
 
 
-def _no_frames(kv: KV) -> KV:
-    """Keys and values like `kv` with zero frames, in storage of their own."""
-    shape = kv.keys[:, :, :0].shape
-    return KV(kv.keys.new_empty(shape), kv.values.new_empty(shape))
+def _no_frames(layer: Tensor) -> Tensor:
+    """A tensor like `layer` with zero frames, in storage of its own."""
+    return layer.new_empty(layer[:, :0].shape)
 
 
-def _without_frames(tensor: Tensor) -> list[int]:
-    return [size for axis, size in enumerate(tensor.shape) if axis != FRAMES]
+def _without_frames(layers: Sequence[Tensor]) -> list[int]:
+    return [len(layers), *(size for axis, size in enumerate(layers[0].shape) if axis != FRAMES)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reward_forcing.flow import add_noise, euler_step, widen, x0_to_velocity
 from reward_forcing.models.attention import KV, DenoiserProtocol, Past, Text, TextContext, TextMix
-from reward_forcing.rollout.kv_cache import KVCache
+from reward_forcing.rollout.kv_cache import Commit, KVCache
 from reward_forcing.rollout.noise import Noise
 from reward_forcing.rollout.schedule import Pass
 from reward_forcing.rollout.switches import Keep, SwitchPolicy
@@ -45,14 +45,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Finished:
-    """A yielded chunk whose clean pass is still to come, and the text that it was generated with."""
+    """A yielded chunk that is still to be committed, and the text that it was generated with."""
 
     index: int
     latents: Tensor
     text: Text
     passes: int
     kv: KV | None = None
-    """Where `kv_grad` is stale: keys and values of the pass whose graph it names."""
+    """Where `kv_grad` is stale: keys and values of the pass whose graph it names; without clean passes: of its last."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class RolloutState:
     index: the next chunk to finish. primed: how many chunks before it were given rather than generated. start: its
     first latent frame. noisy: the chunks in flight, oldest first, starting with `index`. since: the first chunk of
     `text`. earlier: texts before it that the switch policy still mixes in, with the first chunk of each, oldest first.
-    recent: what the latest clean passes were given, as far back as the switch policy recalls.
+    recent: what the latest clean passes were given, or would have been, as far back as the switch policy recalls.
     """
 
     cache: KVCache
@@ -106,8 +106,11 @@ class Rollout:
 
     schedule: passes, chunk 0 being the first chunk not primed. noise: `SeededNoise`, or any function of its signature;
     its batch is the rollout's. shape: (C, h, w) of a latent frame. context_noise: sigma at which finished chunks enter
-    the cache (0: clean). device, dtype: where and in what the network computes; noise, x0 and re-noising are float32.
-    kv_grad: see `KVGrad`. A pass is differentiable where the schedule says so and gradients are enabled around it.
+    the cache (0: clean). clean_pass: whether they enter it by a pass of their own. If not, the keys and values of their
+    last denoising pass do, at its noise level and whatever it denoised beside them; what is given or computed anew
+    takes clean passes all the same. That saves a forward and changes every later chunk. device, dtype: where and in
+    what the network computes; noise, x0 and re-noising are float32. kv_grad: see `KVGrad`. A pass is differentiable
+    where the schedule says so and gradients are enabled around it.
     switch: what becomes of the cache when `text` is set, and how one text gives way to the next (see `SwitchPolicy`).
 
     A chunk is yielded as soon as it is final. Its clean pass runs when the next chunk, or `cache`, is asked for, with
@@ -128,6 +131,7 @@ class Rollout:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         context_noise: float = 0.0,
+        clean_pass: bool = True,
         kv_grad: KVGrad = "none",
         switch: SwitchPolicy | None = None,
     ) -> None:
@@ -137,6 +141,8 @@ class Rollout:
             raise ValueError(f"context_noise is a sigma in [0, 1), got {context_noise}")
         if kv_grad not in KV_GRADS:
             raise ValueError(f"kv_grad must be one of {', '.join(KV_GRADS)}, got {kv_grad!r}")
+        if not clean_pass and kv_grad != "none":
+            raise ValueError(f"kv_grad={kv_grad!r} speaks of clean passes; use kv_grad='none' or clean_pass=True")
         self._denoiser = denoiser
         self._schedule = iter(schedule)
         self._noise = noise
@@ -144,10 +150,12 @@ class Rollout:
         self._device = torch.device(device)
         self._dtype = dtype
         self._context_noise = context_noise
+        self._clean_pass = clean_pass
         self._kv_grad = kv_grad
         self._switch = switch or Keep()
         self._state = RolloutState(cache, text)
         self._shown: tuple[KVCache, int, bool, Past | None] | None = None
+        self._lost = False
 
     @property
     def device(self) -> torch.device:
@@ -157,6 +165,7 @@ class Rollout:
     @property
     def state(self) -> RolloutState:
         """This moment as a value; to be read between two chunks."""
+        self._check_whole()
         return self._state
 
     def resume(self, state: RolloutState, schedule: Iterable[Pass]) -> None:
@@ -168,6 +177,7 @@ class Rollout:
         self._schedule = iter(schedule)
         self._state = state
         self._shown = None
+        self._lost = False
 
     @property
     def text(self) -> TextContext:
@@ -200,6 +210,7 @@ class Rollout:
     @cache.setter
     def cache(self, cache: KVCache) -> None:
         self._state = replace(self._state, cache=self._checked(cache), pending=None, recent=())
+        self._lost = False
 
     def _checked(self, cache: KVCache) -> KVCache:
         """`cache`, unless it is for chunks of another size."""
@@ -252,18 +263,19 @@ class Rollout:
         x = torch.cat([chunk.latents for chunk in noisy], dim=1)
         sigma = torch.tensor(step.sigma, dtype=torch.float32, device="cpu").repeat_interleave(frames)
         past = self._past(x.shape[1])
-        if past is not None and past.keys.shape[1] != x.shape[0]:
-            raise ValueError(f"the noise has {x.shape[0]} samples, the cache holds {past.keys.shape[1]}")
+        if past is not None and state.cache.batch != x.shape[0]:
+            raise ValueError(f"the noise has {x.shape[0]} samples, the cache holds {state.cache.batch}")
         with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
-            wants_kv = self._kv_grad == "stale" and torch.is_grad_enabled()
+            is_last = step.finishes and not self._clean_pass
+            wants_kv = is_last or (self._kv_grad == "stale" and torch.is_grad_enabled())
             prediction = self._denoiser(x, sigma, self._read(), past, want_kv=wants_kv)
             predicted = prediction.x0.split(frames, dim=1)
         kept = [replace(chunk, passes=chunk.passes + 1) for chunk in noisy]
         if step.is_exit:
             kept = [replace(chunk, at_exit=x0) for chunk, x0 in zip(kept, predicted, strict=True)]
         if prediction.kv is not None:
-            oldest = (tensor[:, :, :frames] for tensor in (prediction.kv.keys, prediction.kv.values))
-            kept[0] = replace(kept[0], kv=KV(*oldest))
+            oldest = prediction.kv.map(lambda layer: layer[:, :frames].contiguous())
+            kept[0] = replace(kept[0], kv=oldest)  # no view, which would keep the joint window's alive
         after = [
             replace(chunk, latents=self._next_level(chunk, number, x0.detach(), now, then, step.fresh_noise))
             for number, chunk, x0, now, then in zip(numbers, kept, predicted, step.sigma, step.sigma_next, strict=True)
@@ -310,24 +322,39 @@ class Rollout:
 
     def _settle(self) -> None:
         """Commit the last yielded chunk if that has not been done."""
+        self._check_whole()
         pending = self._state.pending
         if pending is not None:
             self._commit(pending.latents, pending.text, pending.index, pending.passes, pending.kv)
             self._state = replace(self._state, pending=None)
 
-    def _commit(self, latents: Tensor, text: Text, index: int, passes: int, stale: KV | None = None) -> None:
-        """Run the clean pass of `latents` and commit its keys and values, with the graph of `stale` if there is one."""
-        past = self._past(latents.shape[1], self._state.cache.settings.clean_pass_sees_sink)
+    def _check_whole(self) -> None:
+        if self._lost:
+            raise RuntimeError("a commit of this rollout broke off and its cache is lost; resume a state you hold")
+
+    def _commit(self, latents: Tensor, text: Text, index: int, passes: int, kv: KV | None = None) -> None:
+        """Commit the keys and values that a clean pass gives of `latents`, or without clean passes `kv` itself.
+
+        kv: see `Finished`; None for what is given. The rollout lets go of its cache before the next one is made, so
+        that what nobody else holds is freed on the way; if that breaks off there is none.
+        """
+        stale, last = (kv, None) if self._clean_pass else (None, kv)
+        past = None if last else self._past(latents.shape[1], self._state.cache.settings.clean_pass_sees_sink)
         with torch.set_grad_enabled(self._kv_grad == "clean" and torch.is_grad_enabled()):
             x = latents.to(self._dtype)
             if self._context_noise:
                 x = self._add_noise(latents, index, passes, self._context_noise)
-            kv = self._clean(x, text, past)
-        self._shown = None
+            kv = last or self._clean(x, text, past)
+        self._shown = past = None
         if stale is not None:
             kv = KV(_with_graph(kv.keys, stale.keys), _with_graph(kv.values, stale.values))
         with torch.set_grad_enabled(self._kv_grad != "none" and torch.is_grad_enabled()):
-            self._state = replace(self._state, cache=self._state.cache.commit(kv), recent=self._recalled(x))
+            recent, commit = self._recalled(x), Commit(self._state.cache, kv)
+            kv, self._lost = None, True
+            self._state = replace(self._state, cache=self._state.cache.emptied())
+            cache = commit.run()
+            self._state = replace(self._state, cache=cache, recent=recent)
+            self._lost = False
 
     def _clean(self, x: Tensor, text: Text, past: Past | None) -> KV:
         """Keys and values of finished frames, given as they enter the cache."""
@@ -353,6 +380,7 @@ class Rollout:
         """
         cache = self._state.cache
         if self._shown is None or self._shown[0] is not cache or self._shown[1:3] != (frames, with_sink):
+            self._shown = None  # the old one is freed before the new one is made
             past = cache.past(frames, with_sink)
             if past is not None:
                 past = self._denoiser.rotate(past, (self._shape[2], self._shape[3]))
@@ -389,6 +417,7 @@ class Rollout:
         return add_noise(widen(clean), noise, sigmas).to(self._dtype)
 
 
-def _with_graph(values: Tensor, graph: Tensor) -> Tensor:
-    """A tensor that equals `values` and whose gradient flows into `graph`."""
-    return values + (graph - graph.detach()).to(values.dtype)
+def _with_graph(values: Sequence[Tensor], graphs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Layers that equal `values` and whose gradients flow into `graphs`."""
+    pairs = zip(values, graphs, strict=True)
+    return tuple(value + (graph - graph.detach()).to(value.dtype) for value, graph in pairs)

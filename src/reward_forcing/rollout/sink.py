@@ -12,7 +12,7 @@ from torch import Tensor
 from reward_forcing.config import Variant
 
 FRAMES = 2
-"""The axis of frames in keys and values [N, B, F, S, H, D]."""
+"""The axis of frames in what a sink is given, [N, B, F, S, H, D]; the cache gives it layer by layer, N = 1."""
 
 
 class Sink(Variant):

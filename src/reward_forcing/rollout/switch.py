@@ -32,7 +32,8 @@ class SwitchPolicy(Variant):
         """The cache that the first chunk under the new prompt sees, with chunks of the old size.
 
         cache: the one so far, every finished chunk committed. recent: what the latest clean passes were given, latents
-        [B, F, C, h, w] of one chunk each, oldest first: `recall_frames`, as many as there have been. Pure.
+        [B, F, C, h, w] of one chunk each, oldest first: `recall_frames`, as many as there have been; what they would
+        have been given where there are none. Pure.
         """
         return cache
 

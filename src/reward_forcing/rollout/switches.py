@@ -36,7 +36,7 @@ class Reset(SwitchPolicy):
 
     def cache(self, cache: KVCache, recent: tuple[Tensor, ...], clean: Clean) -> KVCache:
         """An empty cache."""
-        return KVCache.empty(cache.settings)
+        return cache.emptied()
 
 
 class Recache(SwitchPolicy):
@@ -80,7 +80,7 @@ class Recache(SwitchPolicy):
         frames = known if window is None else min(known, window)
         anew = not self.global_sink or frames == cache.committed
         if anew:
-            base = KVCache.empty(cache.settings)
+            base = cache.emptied()
         else:
             room = known if window is None else window - sink
             frames = min(frames, room, cache.committed - cache.sink_frames)

@@ -1,4 +1,4 @@
-"""A transformer in less memory or time: matrices in fewer bits, blocks that visit the device, compiled or graphed ones.
+"""A model in less memory or time: matrices in fewer bits, blocks that visit the device, compiled or graphed ones.
 
 Owns what a network's weights are stored as and where its blocks lie; how much that saves is `memory_plan`'s to tell.
 Everything happens while weights are read, block by block, so that the whole network in full precision is never on the
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,10 +22,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from reward_forcing.checkpoints.load import load_transformer
 from reward_forcing.config import Settings
-from reward_forcing.models.attention import Past
-from reward_forcing.models.cuda_graphs import GraphedForward
-from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.wan_dit import WanDiT
+from reward_forcing.rollout.storage import Storage
 
 Weights = Literal["exact", "int8", "fp8", "int8-dynamic", "fp8-dynamic"]
 
@@ -36,17 +34,22 @@ class Acceleration(Settings):
     weights: of the blocks' matrices. int8 and fp8 store them with one scale per row and multiply in the network's own
     precision; the dynamic ones round what they are multiplied with as well. Everything but 'exact' changes the videos
     (docs/performance.md says by how much).
+    cache: how the KV cache keeps the local past. lean makes what a layer reads anew in every pass, which changes no
+    video; int8 does so too, and stores the local past in 8 bits with one scale per frame and channel, which does. The
+    sink stays float32 and the current chunk as it is.
     offload_text: the text encoder lies in host memory, see `TextEncoder`. offload_blocks: so many of the transformer's
     blocks lie in host memory and visit the device in turn, each copied while the one before it computes; more than
-    there are means all. decode_frames: latent frames that the VAE decodes at a time. These three change no video.
+    there are means all. decode_frames: latent frames that are decoded at a time. These three change no video.
     compile: fused kernels for the blocks, made anew for every shape that they meet, which takes up to minutes where
     none are kept from before, and on a CPU a C++ compiler; videos change as another order of rounding changes them.
     graphs: on an NVIDIA GPU, once the window is full, passes are replayed as CUDA graphs (`GraphedForward`), which hold
-    a copy of what passes see and change no video; one process alone.
-    Raises ValueError for blocks in host memory that are to be compiled or graphed as well.
+    a copy of what passes see and change no video; one process alone, and an exact cache.
+    Raises ValueError for blocks in host memory that are to be compiled or graphed as well, and for graphs with another
+    cache, of which they would copy the whole.
     """
 
     weights: Weights = "exact"
+    cache: Storage = "exact"
     offload_text: bool = False
     offload_blocks: NonNegativeInt = 0
     decode_frames: PositiveInt = 3
@@ -54,16 +57,18 @@ class Acceleration(Settings):
     graphs: bool = False
 
     @model_validator(mode="after")
-    def _compiled_and_graphed_blocks_stay(self) -> Self:
+    def _graphs_and_compiled_blocks_have_their_place(self) -> Self:
         for name, what in (("compile", "compiled"), ("graphs", "graphed")):
             if getattr(self, name) and self.offload_blocks:
                 raise ValueError(f"{what} blocks cannot visit the device in turn; use {name}=false or offload_blocks=0")
+        if self.graphs and self.cache != "exact":
+            raise ValueError(f"graphs would copy a {self.cache} cache as a whole; use graphs=false or cache=exact")
         return self
 
     @property
     def is_exact(self) -> bool:
-        """Whether videos are those of the stored weights."""
-        return self.weights == "exact"
+        """Whether videos are those of the stored weights and of an exact cache."""
+        return self.weights == "exact" and self.cache != "int8"
 
     def check(self, device: torch.device, processes: int = 1) -> None:
         """Raise ValueError where this machine, or so many processes of one video, cannot do it."""
@@ -73,7 +78,7 @@ class Acceleration(Settings):
             raise ValueError(
                 f"graphs=true is for one process, not for {processes} that share a video; use graphs=false"
             )
-        if self.is_exact:
+        if self.weights == "exact":
             return
         try:
             import torchao  # noqa: F401
@@ -89,27 +94,6 @@ class LowBitLinear(nn.Linear):
     """A linear layer whose weight torchao stores; no shortcut for layers of exactly `nn.Linear` may take it."""
 
 
-class FrugalDenoiser(Denoiser):
-    """A denoiser that rotates the past layer by layer: the same keys, without float32 copies of all layers at once.
-
-    Raises ValueError for graphs of another network.
-    """
-
-    def __init__(self, network: WanDiT, graphed: GraphedForward | None = None) -> None:
-        if graphed is not None and graphed.network is not network:
-            raise ValueError("these graphs are of another network; make a GraphedForward of the one that is used")
-        super().__init__(network, graphed)
-
-    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
-        """See `Denoiser.rotate`; records no gradients."""
-        if past.rotated:
-            return past
-        keys = torch.empty_like(past.keys, dtype=self.network.patch_embedding.weight.dtype)
-        for layer, kept in enumerate(past.keys.split(1)):
-            keys[layer] = super().rotate(replace(past, keys=kept), latent_size).keys[0]
-        return replace(past, keys=keys, rotated=True)
-
-
 def load_accelerated(
     path: Path, acceleration: Acceleration, *, heads: int | None, dtype: torch.dtype, device: torch.device
 ) -> WanDiT:
@@ -119,7 +103,7 @@ def load_accelerated(
     """
     acceleration.check(device)
     of_file: dict[str, Any] = {"heads": heads, "dtype": dtype, "device": device}
-    if acceleration.is_exact and not acceleration.offload_blocks:
+    if acceleration.weights == "exact" and not acceleration.offload_blocks:
         network = load_transformer(path, **of_file).requires_grad_(False)
         return network.compile_blocks() if acceleration.compile else network
     staged: list[nn.Module] = []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reward_forcing.geometry import Geometry
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE, VAEState
-from reward_forcing.rollout import KVCache, Rollout
+from reward_forcing.rollout import Rollout
 from reward_forcing.streaming.methods import ClipSettings
 
 
@@ -51,7 +51,7 @@ class Clips:
         latents, _ = self._vae.encode(self._repeated())
         _, state = self._decoder.decode(latents)
         before = rollout.state
-        rollout.cache = KVCache.empty(before.cache.settings)
+        rollout.cache = before.cache.emptied()
         rollout.prime(latents)
         self._start = before.start
         self.repeated_frames += rollout.state.start - before.start

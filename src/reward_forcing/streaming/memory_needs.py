@@ -24,19 +24,21 @@ from transformers import UMT5EncoderModel
 from reward_forcing.checkpoints.detect import open_checkpoint
 from reward_forcing.checkpoints.files import read_weights
 from reward_forcing.checkpoints.load import open_network
+from reward_forcing.checkpoints.tiny_vae import TinyCheckpoint, open_tiny_vae
 from reward_forcing.config import unknown
 from reward_forcing.geometry import Geometry
-from reward_forcing.models.attention import KV, TextContext
+from reward_forcing.models.attention import KV, Past, Prediction, Text, TextContext, WantKV
+from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.layers import TimeContext
 from reward_forcing.models.live_bytes import LiveBytes
 from reward_forcing.models.meta_networks import meta_text_encoder, meta_transformer, meta_vae
 from reward_forcing.models.sizes import PUBLISHED, SIZES
+from reward_forcing.models.tiny_vae import TinyDecoder, TinyVAE
 from reward_forcing.models.vae import StreamingVAE, VAEState
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.rollout import KVCache, Rollout
-from reward_forcing.streaming.acceleration import FrugalDenoiser
+from reward_forcing.rollout import KVCache, Rollout, SeededNoise, Storage
 from reward_forcing.streaming.methods import StreamingSettings, streaming_settings
-from reward_forcing.streaming.model_folder import ModelFolder
+from reward_forcing.streaming.model_folder import ModelFolder, find_decoder
 
 UNLIMITED_FRAMES = 21
 """Latent frames of the past that are counted for a method without a window, whose cache grows with the video."""
@@ -44,7 +46,10 @@ UNLIMITED_FRAMES = 21
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The parts of a model without storage, and how it streams. text_dtype: what the text encoder's file holds."""
+    """The parts of a model without storage, and how it streams. text_dtype: what the text encoder's file holds.
+
+    decoder: a tiny one in place of the VAE's, unread.
+    """
 
     name: str
     network: WanDiT
@@ -54,6 +59,7 @@ class Model:
     text_tokens: int
     settings: StreamingSettings
     geometry: Geometry
+    decoder: TinyCheckpoint | None = None
 
     @cached_property
     def text_bytes(self) -> int:
@@ -85,10 +91,10 @@ class Precision:
 class Needs:
     """Bytes that a stream holds beside the weights, its window full.
 
-    cache: keys, values and the sink. shown: what of it the passes of a chunk read, keys rotated. context: keys and
-    values of the prompt. past: keys and values that passes see, of which the cache holds most. state: of the decoder.
-    encoding, denoising, committing, decoding: the most that each stage holds beside all these; decoding by the number
-    of latent frames decoded at a time.
+    cache: keys, values and the sink. shown: what is made of it for all passes of a chunk, keys rotated. context: keys
+    and values of the prompt. past: keys and values that passes see, of which the cache holds most. state: of the
+    decoder. encoding, denoising, committing, decoding: the most that each stage holds beside all these; decoding by the
+    number of latent frames decoded at a time.
     """
 
     cache: int
@@ -118,13 +124,17 @@ def model_of_folder(folder: ModelFolder) -> Model:
     encoder, tokens = meta_text_encoder(folder.path)
     (dtype,) = {tensor.dtype for tensor in read_weights(folder.path / "text_encoder")[1].values()}
     vae = meta_vae(folder.path / "vae")
-    return Model(folder.path.name, network, vae, encoder, dtype, tokens, folder.settings, folder.geometry)
+    tiny = None if folder.decoder is None else open_tiny_vae(folder.decoder)
+    return Model(folder.path.name, network, vae, encoder, dtype, tokens, folder.settings, folder.geometry, tiny)
 
 
-def model_of_size(name: str, method: str | None = None, changes: Sequence[str] = ()) -> Model:
+def model_of_size(
+    name: str, method: str | None = None, changes: Sequence[str] = (), decoder: str | Path | None = None
+) -> Model:
     """A published size, one of `SIZES`, with Wan2.1's VAE and its text encoder in bfloat16.
 
-    Raises ValueError for an unknown name, and as `streaming_settings` does.
+    decoder: a tiny one that makes the frames. Raises ValueError for an unknown name, and as `streaming_settings` and
+    `find_decoder` do.
     """
     if name not in SIZES:
         raise ValueError(unknown("size", name, SIZES))
@@ -133,22 +143,36 @@ def model_of_size(name: str, method: str | None = None, changes: Sequence[str] =
     settings = streaming_settings(None, method, changes)
     streaming = StreamingVAE(vae)
     geometry = settings.geometry(streaming.spatial_factor, streaming.temporal_factor, network.patch)
-    return Model(name, network, vae, encoder, torch.bfloat16, tokens, settings, geometry)
+    tiny = None if decoder is None else open_tiny_vae(find_decoder(decoder, streaming))
+    return Model(name, network, vae, encoder, torch.bfloat16, tokens, settings, geometry, tiny)
 
 
-@lru_cache(maxsize=4)
-def needs_of(model: Model, precision: Precision, batch: int = 1, decode_frames: tuple[int, ...] = (3, 1)) -> Needs:
+@lru_cache(maxsize=8)
+def needs_of(
+    model: Model,
+    precision: Precision,
+    batch: int = 1,
+    decode_frames: tuple[int, ...] = (3, 1),
+    storage: Storage = "exact",
+) -> Needs:
     """What a stream of `batch` videos holds beside the weights.
 
-    decode_frames: the numbers of latent frames decoded at a time that are asked for.
+    decode_frames: the numbers of latent frames decoded at a time that are asked for. storage: of the cache.
     """
     with torch.no_grad(), _FusedAttention():
-        cache, context, shown, past, denoising = _passes(model, precision.transformer, batch)
-        committing = _commit(model, precision.transformer, batch, denoising)
+        cache, context, shown, past, denoising = _passes(model, precision.transformer, batch, storage)
+        committing = _commit(model, precision.transformer, batch, storage, shown, denoising)
         state, decoding = 0, {}
         for frames in decode_frames:
             state, decoding[frames] = _decoder(model, precision.vae, batch, frames)
-        return Needs(cache, shown, context, past, state, _encoder(model), denoising, committing, decoding)
+        encoding = _encoder(model)
+        if not model.settings.clean_pass:  # the last pass gives keys and values; a chunk's wait for the next one
+            layers, together = model.network.config["num_layers"], model.settings.chunks_at_once
+            chunk = _chunk(model, precision.transformer, batch, layers)
+            waiting = sum(layer.nbytes for layer in (*chunk.keys, *chunk.values))
+            committing = max(committing, denoising + waiting * (together + (together > 1)))
+            encoding, decoding = encoding + waiting, {frames: size + waiting for frames, size in decoding.items()}
+        return Needs(cache, shown, context, past, state, encoding, denoising, committing, decoding)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -161,7 +185,7 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int, int, int]:
+def _passes(model: Model, dtype: torch.dtype, batch: int, storage: Storage) -> tuple[int, int, int, int, int]:
     """Bytes of cache, text, shown past and all that is seen of it in all layers, and the most a pass holds beside them:
     that of one block."""
     config = dict(model.network.config) | {"num_layers": 1}
@@ -174,19 +198,19 @@ def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int
     if settings.chunks_at_once == 1:
         settings = settings.model_copy(update={"denoising_steps": settings.denoising_steps[:1]})
     shape = (config["in_channels"], geometry.latent_height, geometry.latent_width)
-    denoiser, shown_frames = FrugalDenoiser(network), settings.chunks_at_once * settings.chunk_frames
-    past = _filled(model, dtype, batch, layers=1).past(shown_frames)
+    denoiser, shown_frames = Denoiser(network), settings.chunks_at_once * settings.chunk_frames
+    past = _filled(model, dtype, batch, 1, storage).past(shown_frames)
     _ = past and denoiser.rotate(past, shape[1:])  # whose angles are computed once for good
     with LiveBytes() as live:
         before = live.live
-        cache = _filled(model, dtype, batch, layers=1)
+        cache = _filled(model, dtype, batch, 1, storage)
         held = live.live - before
         text = TextContext(*(_meta(model, dtype, (1, batch, model.text_tokens)) for _ in range(2)))
         context = live.live - before - held
         past = cache.past(shown_frames)
         rotated = None if past is None else denoiser.rotate(past, shape[1:])
         shown = live.live - before - held - context
-        seen = 0 if rotated is None else rotated.keys.nbytes + rotated.values.nbytes
+        seen = 0 if rotated is None else rotated.keys[0].nbytes + rotated.values[0].nbytes
         del past, rotated
 
         def noise(chunk: int, draw: int, shape: Sequence[int]) -> Tensor:
@@ -202,40 +226,68 @@ def _passes(model: Model, dtype: torch.dtype, batch: int) -> tuple[int, int, int
     return layers * held, layers * context, layers * shown, layers * seen, beside
 
 
-def _commit(model: Model, dtype: torch.dtype, batch: int, denoising: int) -> int:
-    """The most that a clean pass and its commit hold: a pass beside the keys and values so far, these twice as they are
-    stacked, or the cache a second time."""
-    layers = model.network.config["num_layers"]
-    cache = _filled(model, dtype, batch, layers)
+@dataclass(frozen=True)
+class _CleanPass:
+    """Stands for all layers in a clean pass: what these return, without what they compute it from."""
+
+    model: Model
+    dtype: torch.dtype
+
+    def __call__(
+        self, x: Tensor, sigma: Tensor, text: Text, past: Past | None = None, want_kv: WantKV = False
+    ) -> Prediction:
+        """Keys and values of the frames of x."""
+        return Prediction(x, x, _chunk(self.model, self.dtype, x.shape[0], self.model.network.config["num_layers"]))
+
+    def rotate(self, past: Past, latent_size: tuple[int, int]) -> Past:
+        """`past` with other keys of the same size."""
+        return past.with_rotated(torch.empty_like)
+
+
+def _commit(model: Model, dtype: torch.dtype, batch: int, storage: Storage, shown: int, denoising: int) -> int:
+    """The most that a clean pass and its commit hold beside the cache and what of it is shown to other passes: a pass
+    beside the keys and values so far, or what a rollout holds while it makes the next cache of them."""
+    layers, frames, geometry = model.network.config["num_layers"], model.settings.chunk_frames, model.geometry
+    shape = (model.network.config["in_channels"], geometry.latent_height, geometry.latent_width)
+    denoiser, text = _CleanPass(model, dtype), TextContext(*(_meta(model, dtype, (1, batch, 1)) for _ in range(2)))
+    where = {"device": "meta", "dtype": dtype}
     with LiveBytes() as live:
-        before = live.live
-        keys, values = ([_chunk(model, dtype, batch, layers=1)[0][0] for _ in range(layers)] for _ in range(2))
-        beside_pass = denoising + live.live - before
-        kv = KV(torch.stack(keys), torch.stack(values))
-        del keys, values
-        cache.commit(kv)
-        return max(beside_pass, live.peak - before)
+        cache = _filled(model, dtype, batch, layers, storage)
+        standing = live.live + shown
+        kv, past = _chunk(model, dtype, batch, layers), cache.past(frames, cache.settings.clean_pass_sees_sink)
+        rotated = None if past is None else denoiser.rotate(past, shape[1:])
+        in_pass = live.live + denoising
+        del kv, past, rotated
+        rollout = Rollout(denoiser, (), cache, SeededNoise((0,) * batch), text, shape, **where)
+        del cache
+        live.peak = live.live
+        rollout.prime(torch.empty(batch, frames, *shape, device="meta"))
+        return max(in_pass, live.peak) - standing
 
 
+@lru_cache(maxsize=8)  # the same for every storage of the cache
 def _decoder(model: Model, dtype: torch.dtype, batch: int, frames: int) -> tuple[int, int]:
     """Bytes of the decoder's state, and the most that decoding a chunk holds beyond it."""
     with torch.device("meta"):
-        network = AutoencoderKLWan.from_config(model.vae.config)
-    assert isinstance(network, AutoencoderKLWan)
+        tiny = None if model.decoder is None else TinyVAE(model.decoder.sizes)
+        network = tiny or AutoencoderKLWan.from_config(model.vae.config)
+    assert isinstance(network, AutoencoderKLWan | TinyVAE)
     nn.Module.to(network.eval().requires_grad_(False), dtype)
-    vae = StreamingVAE(network, pass_frames=frames)
+    decoder = TinyDecoder(network) if isinstance(network, TinyVAE) else StreamingVAE(network)
+    decoder.pass_frames = frames
     rows, columns = model.geometry.latent_height, model.geometry.latent_width
-    latents = torch.empty(batch, model.settings.chunk_frames, network.config["z_dim"], rows, columns, device="meta")
+    latents = torch.empty(batch, model.settings.chunk_frames, model.vae.config["z_dim"], rows, columns, device="meta")
     with LiveBytes() as live:
         before = live.live
-        held: list[VAEState] = [vae.decode(latents[:, :1])[1]]
+        held: list[VAEState] = [decoder.decode(latents[:, :1])[1]]
         state = live.live - before
         live.peak = live.live
-        made, _ = vae.decode(latents, held.pop())
+        made, _ = decoder.decode(latents, held.pop())
         made.clone()
         return state, live.peak - before - state
 
 
+@lru_cache(maxsize=4)
 def _encoder(model: Model) -> int:
     """The most that encoding one prompt holds: the work of one layer."""
     config = type(model.text_encoder.config).from_dict(model.text_encoder.config.to_dict() | {"num_layers": 1})
@@ -248,19 +300,19 @@ def _encoder(model: Model) -> int:
         return live.peak - before
 
 
-def _filled(model: Model, dtype: torch.dtype, batch: int, layers: int) -> KVCache:
+def _filled(model: Model, dtype: torch.dtype, batch: int, layers: int, storage: Storage) -> KVCache:
     """A cache that has evicted a chunk, without contents."""
-    cache, chunk = KVCache.empty(model.settings.cache), model.settings.chunk_frames
+    cache, chunk = KVCache.empty(model.settings.cache, storage), model.settings.chunk_frames
     frames = model.settings.window_frames
     for _ in range(-(-(frames or UNLIMITED_FRAMES) // chunk) + (frames is not None)):
-        cache = cache.commit(KV(*_chunk(model, dtype, batch, layers)))
+        cache = cache.commit(_chunk(model, dtype, batch, layers))
     return cache
 
 
-def _chunk(model: Model, dtype: torch.dtype, batch: int, layers: int) -> tuple[Tensor, Tensor]:
-    """Keys and values [N, B, F, S, H, D] of a chunk."""
-    lead = (layers, batch, model.settings.chunk_frames, model.geometry.tokens_per_frame)
-    return _meta(model, dtype, lead), _meta(model, dtype, lead)
+def _chunk(model: Model, dtype: torch.dtype, batch: int, layers: int) -> KV:
+    """Keys and values of a chunk."""
+    lead = (batch, model.settings.chunk_frames, model.geometry.tokens_per_frame)
+    return KV(*(tuple(_meta(model, dtype, lead) for _ in range(layers)) for _ in range(2)))
 
 
 def _meta(model: Model, dtype: torch.dtype, lead: tuple[int, ...]) -> Tensor:

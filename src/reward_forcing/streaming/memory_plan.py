@@ -6,6 +6,7 @@ order they are tried, and the words. Output-changing candidates are named as suc
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -39,10 +40,10 @@ _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2*
 class Preset(StrEnum):
     """How an acceleration is chosen: the first candidate that fits.
 
-    auto: nothing given up; else the text encoder in host memory, then fewer latent frames decoded at a time, then as
-    many blocks in host memory as needed; else, said in its line, int8 weights. quality: the same without int8. fast:
-    nothing in host memory; int8 weights, said in its line, only where it would not fit otherwise. low: the smallest
-    memory: int8 weights, everything in host memory that can be.
+    auto: nothing given up; else the text encoder in host memory, then fewer latent frames decoded at a time, then a
+    lean cache, then as many blocks in host memory as needed; else, said in its line, int8 weights. quality: the same
+    without int8. fast: nothing in host memory; int8 weights, said in its line, only where it would not fit otherwise.
+    low: the smallest memory in which the cache is exact: int8 weights, everything in host memory that can be.
     """
 
     AUTO = "auto"
@@ -120,6 +121,9 @@ def plan_of(
         "text encoder": 0 if acceleration.offload_text else model.text_bytes,
         "VAE": sum(part.numel() for part in model.vae.parameters()) * precision.vae.itemsize,
     }
+    if model.decoder is not None:
+        numbers = sum(math.prod(part.shape) for part in model.decoder.parameters.values())
+        weights[f"tiny decoder {model.decoder.path.stem}"] = numbers * precision.vae.itemsize
     standing = sum(weights.values()) + needs.standing + (needs.graphed if acceleration.graphs else 0)
     visiting = model.text_layer_bytes if acceleration.offload_text else 0
     if released:
@@ -181,18 +185,21 @@ def plans_of(
     layers = model.network.config["num_layers"] if device.type == "cuda" else 0
     fixed = dict(fixed or {})
     stay = {"offload_blocks": 0} if fixed.get("compile") or fixed.get("graphs") else {}
+    stay |= {"cache": "exact"} if fixed.get("graphs") else {}
     asked = [Acceleration.model_validate(how.model_dump() | stay | fixed) for how in _candidates(preset, layers)]
     candidates = list(dict.fromkeys(asked))
     precision = precision_on(device, dtype)
-    needs = needs_of(model, precision, batch, tuple(sorted({1, 3} | {how.decode_frames for how in candidates})))
+    decode_frames = tuple(sorted({1, 3} | {how.decode_frames for how in candidates}))
     for how in candidates:
-        yield plan_of(model, needs, how, device, precision)
+        yield plan_of(model, needs_of(model, precision, batch, decode_frames, how.cache), how, device, precision)
 
 
 def describe_acceleration(how: Acceleration, model: Model) -> str:
     """An acceleration in words."""
     layers = model.network.config["num_layers"]
-    parts = ["exact weights" if how.is_exact else f"{how.weights} weights (which changes the output)"]
+    parts = ["exact weights" if how.weights == "exact" else f"{how.weights} weights (which changes the output)"]
+    if how.cache != "exact":
+        parts.append("lean cache" if how.cache == "lean" else f"{how.cache} cache (which changes the output)")
     if how.offload_text:
         parts.append("text encoder offloaded")
     if how.offload_blocks:
@@ -229,8 +236,9 @@ def gib(size: int) -> str:
 def _candidates(preset: str, layers: int) -> list[Acceleration]:
     """What a preset tries, in order; layers: that may lie in host memory."""
     plain, one = Acceleration(), Acceleration(decode_frames=1)
-    exact = [plain, Acceleration(offload_text=True)]
-    exact += [Acceleration(offload_text=True, decode_frames=1, offload_blocks=count) for count in range(layers + 1)]
+    sparing = Acceleration(offload_text=True, decode_frames=1)
+    exact = [plain, Acceleration(offload_text=True), sparing]
+    exact += [sparing.model_copy(update={"cache": "lean", "offload_blocks": count}) for count in range(layers + 1)]
     match preset:
         case "fast":
             return [plain, one, *(how.model_copy(update={"weights": "int8"}) for how in (plain, one))]

@@ -68,7 +68,8 @@ class Method(Settings):
     denoising_steps count 1..1000 before the `shift` of the noise schedule; schedule, one of `SCHEDULES` or a
     function from outside (`package.module:name`), spreads them over the chunks. chunk_frames, window_frames: latent
     frames; the window counts the sink and all chunks that are denoised together, None keeps everything.
-    clean_pass_sees_sink: see `CacheSettings`. context_noise: sigma at which finished chunks enter the cache. clips: how
+    clean_pass_sees_sink: see `CacheSettings`. context_noise: sigma at which finished chunks enter the cache.
+    clean_pass: whether they enter it by a pass of their own; without it videos are others, see `Rollout`. clips: how
     a long video is made of clips, None for one without end. switch: what a new prompt does to the cache.
     Raises ValueError for steps that do not decrease, for a schedule that is none, for a window without room for the
     sink and what is denoised together, and for clips that do not fit chunk and schedule.
@@ -83,6 +84,7 @@ class Method(Settings):
     positions: Positions = "relative"
     clean_pass_sees_sink: bool = True
     context_noise: Annotated[NonNegativeFloat, Field(lt=1.0)] = 0.0
+    clean_pass: bool = True
     clips: ClipSettings | None = None
     switch: SwitchSettings = Keep()
 

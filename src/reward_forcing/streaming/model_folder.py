@@ -20,7 +20,7 @@ from torch import nn
 
 from reward_forcing.checkpoints.detect import Checkpoint, open_checkpoint
 from reward_forcing.checkpoints.diffusers import check_fit, read_config
-from reward_forcing.checkpoints.files import LazyTensor, read_weights
+from reward_forcing.checkpoints.files import LazyTensor, find_weights, read_weights
 from reward_forcing.checkpoints.hub import TRANSFORMER_FILES, bundled, resolve
 from reward_forcing.checkpoints.load import open_network
 from reward_forcing.checkpoints.repository import COMPONENTS, INDEX, VAE_FILE
@@ -53,6 +53,11 @@ class ModelFolder:
     trained_for: str | None = None
     decoder: Path | None = None
 
+    @property
+    def decoder_name(self) -> str | None:
+        """The file name of the tiny decoder's weights, None where the VAE makes the frames."""
+        return None if self.decoder is None else find_weights(self.decoder)[0].name
+
     def resized(self, height: int, width: int) -> "ModelFolder":
         """This model at another frame size; raises ValueError, with the nearest, for one that does not divide."""
         settings = self.settings.model_copy(update={"height": height, "width": width})
@@ -70,6 +75,20 @@ def find_model(name: str | Path) -> Path:
             "name a model folder or a hub id, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
         )
     return resolve(name)
+
+
+def find_decoder(name: str | Path, vae: StreamingVAE) -> Path:
+    """Where the tiny decoder called `name` is; raises ValueError unless it is one for the latents of `vae`."""
+    path = resolve(name, TRANSFORMER_FILES)
+    sizes = open_tiny_vae(path).sizes
+    for what, has, needs in (
+        ("latent channels", sizes.latent_channels, vae.vae.config["z_dim"]),
+        ("frames of a latent frame", sizes.temporal_factor, vae.temporal_factor),
+        ("rows of pixels of a row of latents", sizes.spatial_factor, vae.spatial_factor),
+    ):
+        if has != needs:
+            raise ValueError(f"'{path}' decodes {has} {what}, this model has {needs}; name a decoder for its VAE")
+    return path
 
 
 def open_model_folder(
@@ -104,7 +123,7 @@ def open_model_folder(
     own = index.get("streaming", {})
     if weights is not None:
         own = {name: value for name, value in own.items() if name != "trained_to_continue"}
-    tiny = None if decoder is None else _check_decoder(resolve(decoder, TRANSFORMER_FILES), vae)
+    tiny = None if decoder is None else find_decoder(decoder, vae)
     settings = _settings(path / INDEX, own, method, changes)
     geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, network.patch)
     heads = network.config["num_attention_heads"]
@@ -223,19 +242,6 @@ def _check_vae(folder: Path) -> StreamingVAE:
     except ValueError as error:
         raise ValueError(f"'{folder}': {error}") from error
     return StreamingVAE(vae)
-
-
-def _check_decoder(path: Path, vae: StreamingVAE) -> Path:
-    """`path`, if it holds a tiny decoder for the latents of `vae`; raises ValueError otherwise."""
-    sizes = open_tiny_vae(path).sizes
-    for what, has, needs in (
-        ("latent channels", sizes.latent_channels, vae.vae.config["z_dim"]),
-        ("frames of a latent frame", sizes.temporal_factor, vae.temporal_factor),
-        ("rows of pixels of a row of latents", sizes.spatial_factor, vae.spatial_factor),
-    ):
-        if has != needs:
-            raise ValueError(f"'{path}' decodes {has} {what}, this model has {needs}; name a decoder for its VAE")
-    return path
 
 
 def _check_text_encoder(path: Path) -> int:

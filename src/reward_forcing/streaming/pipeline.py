@@ -19,12 +19,13 @@ from torch import Tensor
 from reward_forcing.checkpoints.tiny_vae import load_tiny_decoder
 from reward_forcing.models.attention import TextContext
 from reward_forcing.models.cuda_graphs import GraphedForward
+from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.processes import ALONE, World, computed_by_first
-from reward_forcing.rollout import KVCache, Rollout, SeededNoise, SwitchPolicy
-from reward_forcing.streaming.acceleration import Acceleration, FrugalDenoiser, LowBitLinear, load_accelerated
+from reward_forcing.processes import ALONE, World, computed_by_first, from_first
+from reward_forcing.rollout import KVCache, Rollout, SeededNoise, Storage, SwitchPolicy
+from reward_forcing.streaming.acceleration import Acceleration, LowBitLinear, load_accelerated
 from reward_forcing.streaming.clips import Clips
 from reward_forcing.streaming.given import Clip, Given, Picture, open_given
 from reward_forcing.streaming.methods import StreamingSettings
@@ -39,6 +40,11 @@ EMBEDDINGS_KEPT = 16
 UNTRAINED_TO_CONTINUE = (
     "nothing says that this model's weights were trained to go on from given frames, so what follows may not fit them; "
     "where they were, say trained_to_continue=true among its settings"
+)
+
+NO_CLEAN_PASS = (
+    "clean_pass=false: finished chunks enter the cache as their last denoising pass saw them, which changes what "
+    "follows (`rforce bench quality --change clean_pass=false` measures it)"
 )
 
 logger = logging.getLogger(__name__)
@@ -67,9 +73,9 @@ class StreamingVideoPipeline:
     place of the VAE, which encodes in any case; None for the VAE itself. The parts may be replaced by others of the
     same kind; several streams may run side by side, for each holds its own cache and decoder state.
 
-    graphed: computes the passes of all streams in place of the transformer, of which it is. world: the processes that
-    make every video together, each with a pipeline like this one on which the same is called in the same order; see
-    `streaming.processes`.
+    world: the processes that make every video together, each with a pipeline like this one on which the same is called
+    in the same order; see `streaming.processes`. storage: how caches keep the local past. graphed: computes the passes
+    of all streams in place of the transformer, of which it is.
     """
 
     def __init__(
@@ -80,10 +86,12 @@ class StreamingVideoPipeline:
         settings: StreamingSettings,
         decoder: FrameDecoder | None = None,
         world: World = ALONE,
+        storage: Storage = "exact",
         graphed: GraphedForward | None = None,
     ) -> None:
         share_network(transformer, world)
         self.world = world
+        self.storage: Storage = storage
         self.transformer = transformer
         self.vae = vae if world.size == 1 else SharedVAE(vae, world)
         self.decoder = decoder
@@ -131,12 +139,12 @@ class StreamingVideoPipeline:
         takes bfloat16 on a GPU and float32 on a CPU, where the VAE and the decoder take the fastest. vae_device: where
         frames are decoded, None for `device`; on another GPU a chunk is decoded while the next one is denoised.
         acceleration: how the parts are kept in memory, all on the device as they are if not given; `memory_plan`
-        chooses one.
+        chooses one. Of several processes the first one's counts.
         Raises ValueError for more processes in `world` than the model can be shared by, and for an acceleration that
         this machine cannot give.
         """
         check_divides(folder, world)
-        how = acceleration or Acceleration()
+        how = from_first(acceleration or Acceleration(), world)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         how.check(device, world.size)
         if folder.trained_for not in (None, folder.settings.method):
@@ -144,6 +152,8 @@ class StreamingVideoPipeline:
                 f"this model's weights were trained for the method '{folder.trained_for}', not for "
                 f"'{folder.settings.method}'"
             )
+        if not folder.settings.clean_pass:
+            logger.warning(NO_CLEAN_PASS)
         network_dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         of_file = {"heads": folder.heads, "dtype": network_dtype, "device": device}
         transformer = load_accelerated(folder.transformer, how, **of_file)
@@ -153,9 +163,12 @@ class StreamingVideoPipeline:
         text_encoder = TextEncoder.from_pretrained(folder.path, device=device, offload=how.offload_text)
         if world.is_first and not how.offload_text:
             text_encoder.load()
-        decoder = None if folder.decoder is None else load_tiny_decoder(folder.decoder, dtype, decodes_on)
+        decoder = None
+        if folder.decoder is not None:
+            decoder = load_tiny_decoder(folder.decoder, dtype, decodes_on)
+            decoder.pass_frames = how.decode_frames
         graphed = GraphedForward(transformer) if how.graphs else None
-        return cls(transformer, vae, text_encoder, folder.settings, decoder, world, graphed)
+        return cls(transformer, vae, text_encoder, folder.settings, decoder, world, how.cache, graphed)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
         """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded.
@@ -214,12 +227,13 @@ class StreamingVideoPipeline:
         shape = (channels, geometry.latent_height, geometry.latent_width)
 
         def make_rollout(text: TextContext) -> Rollout:
-            denoiser, cache = FrugalDenoiser(self.transformer, self.graphed), KVCache.empty(self.settings.cache)
-            context_noise = self.settings.context_noise
+            denoiser = Denoiser(self.transformer, self.graphed)
+            cache = KVCache.empty(self.settings.cache, self.storage)
+            enters = {"context_noise": self.settings.context_noise, "clean_pass": self.settings.clean_pass}
             where = {"device": weight.device, "dtype": weight.dtype}
             passes = self.settings.passes()
-            how = {"context_noise": context_noise, "switch": switch or self.settings.switch}
-            return Rollout(denoiser, passes, cache, noise, text, shape, **how, **where)
+            policy = switch or self.settings.switch
+            return Rollout(denoiser, passes, cache, noise, text, shape, switch=policy, **enters, **where)
 
         def encode(prompts: Prompts) -> TextContext:
             return self.encode(prompts).expand(len(noise.seeds))

@@ -53,6 +53,7 @@ def load_stage_settings(path: Path, overrides: Sequence[str] = ()) -> "StageSett
 def run_worker(config: Path, overrides: Sequence[str], out: Path) -> int:
     """Train in this process, alone or as one of torchrun's; returns 0, or 128 + the signal that stopped it."""
     import torch
+    import transformers
 
     from reward_forcing.processes import join_world
     from reward_forcing.training.checkpoint import only_writer
@@ -60,6 +61,7 @@ def run_worker(config: Path, overrides: Sequence[str], out: Path) -> int:
 
     settings = load_stage_settings(config, overrides)
     torch.set_num_threads(settings.train.threads)
+    transformers.utils.logging.disable_progress_bar()  # a text encoder is written in a moment
     with join_world() as world, only_writer(out, world.is_first):
         torch.manual_seed(settings.seed)
         stage = stage_class(settings.stage)(settings, settings.seed, world.rank, world.size, world.device)

@@ -57,6 +57,23 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def place() -> tuple[int, int]:
+    """This process's rank and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gather_flat(flat: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """Every process's flat tensor, of `lengths[rank]` elements of one dtype, by rank, in every process."""
+    if len(lengths) == 1:
+        return [flat]
+    padded = flat.new_zeros(max(lengths))
+    padded[: len(flat)] = flat
+    gathered = [torch.empty_like(padded) for _ in lengths]
+    # As bytes: not every backend knows every number format.
+    dist.all_gather([one.view(torch.uint8) for one in gathered], padded.view(torch.uint8))
+    return [one[:length] for one, length in zip(gathered, lengths, strict=True)]
+
+
 def average_gradients(parameters: Sequence[nn.Parameter], extras: Tensor, world: World) -> Tensor:
     """Average all gradients over the processes by one flat all-reduce; returns `extras` [K] averaged alike.
 

@@ -165,8 +165,8 @@ class RunningVideos:
     def _put_down(self, items: Sequence[int], latents: Tensor, cache: KVCache, end: int) -> None:
         held = {"latents": latents[:, -self.frames :]}
         for name, kv in (("context", cache.context), ("sink", cache.sink)):
-            if kv is not None and kv.keys.numel():
-                held |= {f"{name}_keys": kv.keys, f"{name}_values": kv.values}
+            if kv is not None and kv.frames:
+                held |= dict(zip((f"{name}_keys", f"{name}_values"), kv.stacked(), strict=True))
         for position, item in enumerate(items):
             self._items[item] = {
                 name: tensor.narrow(0 if name == "latents" else 1, position, 1).detach().cpu().clone()
@@ -202,4 +202,7 @@ class RunningVideos:
 
 
 def _pair(held: Mapping[str, Tensor], name: str) -> KV | None:
-    return KV(held[f"{name}_keys"], held[f"{name}_values"]) if f"{name}_keys" in held else None
+    """Keys and values of what `RunningVideos` holds stacked."""
+    if f"{name}_keys" not in held:
+        return None
+    return KV(held[f"{name}_keys"].unbind(), held[f"{name}_values"].unbind()).map(torch.clone)

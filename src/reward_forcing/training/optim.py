@@ -3,9 +3,9 @@
 Muon: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
 """
 
+import itertools
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,10 +13,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from reward_forcing.config import Settings
+from reward_forcing.training.distributed import gather_flat, place
 from reward_forcing.training.parallel import like, whole, whole_and_sharded
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-# Newton-Schulz works on stacks of equal-shaped weights; this bounds the stack's memory for large models.
+# Newton-Schulz works on stacks of equal-shaped weights; this bounds the memory of those updated together.
 STACK_ELEMENTS = 1 << 24
 
 
@@ -91,7 +92,7 @@ class Muon(torch.optim.Optimizer):
 
     W <- (1 - lr * weight_decay) W - lr * sqrt(max(1, rows / columns)) * orthogonalise(nesterov momentum).
 
-    Momentum of sharded weights is sharded as they are; each process gathers and orthogonalises whole matrices.
+    Momentum of sharded weights is sharded as they are; they are gathered, and each process orthogonalises some of them.
     """
 
     def __init__(
@@ -107,35 +108,52 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every weight that has a gradient."""
+        """Update every weight that has a gradient; in several processes all of them call it, with equal gradients."""
         for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape[matrix_shape(p)].append(p)
-            for (rows, columns), weights in by_shape.items():
-                at_once = max(1, STACK_ELEMENTS // (rows * columns))
-                for start in range(0, len(weights), at_once):
-                    self._update(weights[start : start + at_once], rows, columns, group)
+            weights = [p for p in group["params"] if p.grad is not None]
+            while weights:
+                count, elements = 0, 0
+                while count < len(weights) and (not count or elements + weights[count].numel() <= STACK_ELEMENTS):
+                    elements += weights[count].numel()
+                    count += 1
+                self._update(weights[:count], group)
+                weights = weights[count:]
 
-    def _update(self, weights: list[nn.Parameter], rows: int, columns: int, group: dict[str, Any]) -> None:
-        """Update weights that all flatten to [rows, columns]."""
-        gradients = [p.grad for p in weights if p.grad is not None]
-        momenta = []
+    def _update(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
+        ahead = []
         for p in weights:
+            assert p.grad is not None
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-            momenta.append(self.state[p]["momentum"])
-        ahead = []
-        for gradient, momentum in zip(gradients, momenta, strict=True):
-            momentum.lerp_(gradient, 1 - group["momentum"])
-            ahead.append(whole(gradient.lerp(momentum, group["momentum"])).reshape(rows, columns))
-        directions = orthogonalise(torch.stack(ahead))
-        lr = group["lr"] * math.sqrt(max(1.0, rows / columns))
-        for p, direction in zip(weights, directions, strict=True):
+            momentum = self.state[p]["momentum"]
+            momentum.lerp_(p.grad, 1 - group["momentum"])
+            ahead.append(whole(p.grad.lerp(momentum, group["momentum"])).reshape(matrix_shape(p)))
+        for p, direction in zip(weights, orthogonalise_together(ahead), strict=True):
+            rows, columns = direction.shape
             if group["weight_decay"]:
                 p.mul_(1 - group["lr"] * group["weight_decay"])
+            lr = group["lr"] * math.sqrt(max(1.0, rows / columns))
             p.add_(like(direction.reshape(p.shape), p), alpha=-lr)
+
+
+def orthogonalise_together(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """`orthogonalise` of each matrix [rows, columns], in every process, of which each computes a part.
+
+    matrices: equal in all processes. Equal shapes are dealt out in turn, and each process stacks those that it got.
+    """
+    rank, size = place()
+    by_shape = sorted(range(len(matrices)), key=lambda number: tuple(matrices[number].shape))
+    parts = [by_shape[start::size] for start in range(size)]
+    done = []
+    for _, equal in itertools.groupby(parts[rank], key=lambda number: matrices[number].shape):
+        done.append(orthogonalise(torch.stack([matrices[number] for number in equal])).flatten())
+    flat = torch.cat(done) if done else torch.empty(0, dtype=torch.bfloat16, device=matrices[0].device)
+    lengths = [[matrices[number].numel() for number in part] for part in parts]
+    together = list(matrices)
+    for part, sizes, gathered in zip(parts, lengths, gather_flat(flat, [sum(one) for one in lengths]), strict=True):
+        for number, values in zip(part, gathered.split(sizes), strict=True):
+            together[number] = values.view(matrices[number].shape)
+    return together
 
 
 def hidden_matrices(network: nn.Module, edges: Iterable[str] = ()) -> list[str]:

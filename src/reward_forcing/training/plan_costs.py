@@ -115,7 +115,7 @@ def walked(settings: CacheSettings, passes: Iterable[Pass]) -> tuple[tuple[Atten
     The chunk that the last pass finishes has no clean pass: nobody reads it.
     """
     chunk, cache = settings.chunk_frames, KVCache.empty(settings)
-    kv = KV(*(torch.empty(1, 1, chunk, 1, 1, 1, device="meta") for _ in range(2)))
+    kv = KV(*((torch.empty(1, chunk, 1, 1, 1, device="meta"),) for _ in range(2)))
     seen: list[Attended] = []
     clean: list[Attended] = []
     is_pending = False
@@ -131,7 +131,7 @@ def walked(settings: CacheSettings, passes: Iterable[Pass]) -> tuple[tuple[Atten
 
 def _over(past: Past | None, frames: int) -> Attended:
     """So many frames that see each other and a past."""
-    before = 0 if past is None else past.keys.shape[2]
+    before = 0 if past is None else past.frames
     return Attended(frames, frames * (before + frames), past=before)
 
 

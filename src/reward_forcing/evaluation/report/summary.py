@@ -77,6 +77,10 @@ def tested(results: EvalResults) -> list[str]:
         )
     if results.provenance.weights is None:
         sentences.append("The clips were made elsewhere; only they were measured here.")
+    if results.provenance.decoder is not None:
+        sentences.append(f"Its frames are those of the tiny decoder {results.provenance.decoder}, not of its VAE.")
+    if not results.provenance.streaming.get("clean_pass", True):
+        sentences.append("It streamed without clean passes, which is not how its method was published.")
     if results.provenance.form is not None:
         sentences.append(
             f"Clips were brought to {results.provenance.form} frames per second before they were measured."

@@ -150,6 +150,7 @@ def provenance_table(results: EvalResults) -> Table:
         "created": source.created,
         "model": source.model,
         "SHA-256 of the weights": source.weights or "none: the clips were made elsewhere",
+        "frames of a tiny decoder, not the VAE's": source.decoder or "no",
         "SHA-256 of the prompts": source.prompts,
         "seed": source.seed,
         "commit": source.commit or "unknown",

@@ -52,6 +52,7 @@ class Measure:
 
 MEASURES = {
     "background": Measure("background constancy", LONG, "background_constancy", "higher", 4),
+    "subject": Measure("subject constancy", LONG, "subject_constancy", "higher", 4),
     "smoothness": Measure("error of the middle frame, levels", LONG, "midpoint_error@end", "lower", 2),
     "dynamic": Measure("tracked motion", SHORT, "tracked_motion", "higher"),
     "moves": Measure("share of clips that move", SHORT, "tracked_moves", "higher"),

@@ -11,7 +11,7 @@ import torch
 
 from reward_forcing.evaluation.clip_scores import SEGMENT_SECONDS
 from reward_forcing.evaluation.reproduce.measure import MEASURES
-from reward_forcing.evaluation.reproduce.paper import COLUMNS
+from reward_forcing.evaluation.reproduce.paper import TABLES, PaperTable
 from reward_forcing.evaluation.reproduce.recipe import LONG, OURS
 from reward_forcing.evaluation.reproduce.record import ALONG_CLIPS, AblationResults, Cell, VariantResults
 from reward_forcing.evaluation.results import read_results
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BARS, CURVE, DRIFT, CLIPS = "table3_bars.png", "table3_training.png", "table3_drift.png", "table3_clips.png"
-BARRED = (*COLUMNS, "moves", "alignment", "background_shift", "colour_shift")
-COMPARED = (OURS, "without_re_dmd", "without_ema", "without_sink")
-"""Variants whose courses are drawn; all of them in one picture could not be told apart."""
+BARRED = ("moves", "alignment", "background_shift", "colour_shift")
+"""Measures that have bars besides the columns of the paper's table."""
 SHEET_FRAMES = 16
 
 
 def plots_of(results: AblationResults) -> dict[str, str]:
     """The pictures of an ablation: file -> caption."""
     drawn = _names(_drawn(results))
-    return {
-        BARS: f"Every variant with 95 % intervals; the dashed line is {OURS}; axes need not begin at 0",
-        CURVE: f"Watched rewards in training, mean over runs and their range: {drawn}",
-        DRIFT: f"Along the long clips, mean over runs and their range: {drawn}",
-        CLIPS: f"The first long clip of each variant, evenly spaced frames: {_names(_apart(results))}",
-    }
+    captions = (
+        f"Every variant with 95 % intervals; the dashed line is {OURS}; axes need not begin at 0",
+        f"Watched rewards in training, mean over runs and their range: {drawn}",
+        f"Along the long clips, mean over runs and their range: {drawn}",
+        f"The first long clip of each variant, evenly spaced frames: {_names(_apart(results))}",
+    )
+    names = (f"{results.recipe['table']}_{part}.png" for part in ("bars", "training", "drift", "clips"))
+    return dict(zip(names, captions, strict=True))
 
 
 def draw(results: AblationResults, out: Path) -> list[Path]:
@@ -47,10 +47,11 @@ def draw(results: AblationResults, out: Path) -> list[Path]:
     """
     folder = out / "images"
     folder.mkdir(exist_ok=True)
-    for name, figure in ((BARS, _bars(results)), (CURVE, _training(results)), (DRIFT, _along(results))):
-        figure.savefig(folder / name, dpi=110)
-    _clips(results, out).save(folder / CLIPS)
-    return [folder / name for name in plots_of(results)]
+    *figures, clips = (folder / name for name in plots_of(results))
+    for path, figure in zip(figures, (_bars(results), _training(results), _along(results)), strict=True):
+        figure.savefig(path, dpi=110)
+    _clips(results, out).save(clips)
+    return [*figures, clips]
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
@@ -64,7 +65,8 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
 
 def _bars(results: AblationResults) -> Figure:
     """One row of bars for each measure, a bar for each variant."""
-    names = [name for name in BARRED if any(name in one.measures for one in results.variants.values())]
+    wanted = dict.fromkeys((*_paper(results).columns, *BARRED))
+    names = [name for name in wanted if any(name in one.measures for one in results.variants.values())]
     columns = 3
     height = 0.6 + 0.24 * len(results.variants)
     figure, axes = _figure(-(-len(names) // columns), columns, 5.2, height)
@@ -90,7 +92,7 @@ def _bar_row(axis: Axes, cells: Sequence[Cell | None], ours: int) -> None:
         axis.axvline(values[places.index(ours)], color="tab:blue", linestyle="--", linewidth=0.8)
     axis.set_ylim(len(cells) - 0.5, -0.5)
     ends = [end for _, one in known for end in (one.low, one.high)]
-    if min(ends) > 0.5 * max(ends) > 0:  # near one another: from 0 on no difference could be seen
+    if max(ends) > min(ends) > 0.5 * max(ends) > 0:  # near one another: from 0 on no difference could be seen
         room = 0.1 * (max(ends) - min(ends))
         axis.set_xlim(min(ends) - room, max(ends) + room)
     axis.tick_params(labelsize=8)
@@ -147,7 +149,11 @@ def _clips(results: AblationResults, out: Path) -> Any:
 
 
 def _drawn(results: AblationResults) -> list[VariantResults]:
-    return [results.variants[name] for name in COMPARED if name in results.variants]
+    return [results.variants[name] for name in _paper(results).drawn if name in results.variants]
+
+
+def _paper(results: AblationResults) -> PaperTable:
+    return TABLES[results.recipe["table"]]
 
 
 def _apart(results: AblationResults) -> list[VariantResults]:

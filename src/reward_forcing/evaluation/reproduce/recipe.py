@@ -1,4 +1,4 @@
-"""What an ablation consists of: a training configuration, what each variant changes of it, and how all are judged."""
+"""What an ablation, or a comparison of methods, is: a training, what each variant changes of it, how all are judged."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from reward_forcing.config import Settings, apply_override, describe, load_settings, unknown
+from reward_forcing.evaluation.reproduce.paper import TableName
 from reward_forcing.evaluation.suites import (
     LONG_SECONDS,
     LONGEST_SHORT,
@@ -28,6 +29,8 @@ from reward_forcing.training.dmd import DmdSettings
 OURS = "ours"
 """The variant that all others are compared with."""
 SHORT, LONG = "short", "long"
+STUDENT_AND_CRITIC = {"generator": "transformer", "fake_score": "fake_score"}
+"""Setting of a training -> the folder of another one's export that it begins with."""
 
 
 class Base(Settings):
@@ -39,13 +42,15 @@ class Base(Settings):
 
 class Variant(Settings):
     """One way of training. block: the part of the table that it stands in. stage: in place of the base's, whose
-    settings that the other stage does not know are left out. overrides: on top of the base's.
+    settings that the other stage does not know are left out. overrides: on top of the base's. after: a variant, named
+    before, with whose student and critic of the same seed the training begins.
     """
 
     label: str
     block: str
     stage: Literal["dmd", "re_dmd"] | None = None
     overrides: tuple[str, ...] = ()
+    after: str | None = None
 
 
 class Evaluation(Settings):
@@ -77,12 +82,13 @@ class Evaluation(Settings):
 
 
 class Ablation(Settings):
-    """An ablation. seeds: of the trainings, the same for every variant. streaming: YAML file of the model's streaming
-    settings, whose cache, steps and shift each variant's training replaces. curve: watched rewards whose course in
-    training is drawn, the first of them judged (Fig. 6). margins: by how much a measure may be worse and still count as
-    no worse, in its own unit.
+    """An ablation. table: of the paper, whose claims are judged. seeds: of the trainings, the same for every variant.
+    streaming: YAML file of the model's streaming settings, whose cache, steps and shift each variant's training
+    replaces. curve: watched rewards whose course in training is drawn, the first of them judged for Table 3 (Fig. 6).
+    margins: by how much a measure may be worse and still count as no worse, in its own unit.
     """
 
+    table: TableName = "table3"
     base: Base
     streaming: Path
     variants: dict[str, Variant]
@@ -98,12 +104,18 @@ class Ablation(Settings):
         for name in self.variants:
             if not name.isidentifier():
                 raise ValueError(f"a variant's name is a folder's: letters, digits and '_', got '{name}'")
+        for place, (name, variant) in enumerate(self.variants.items()):
+            if variant.after is not None and variant.after not in list(self.variants)[:place]:
+                raise ValueError(f"variant '{name}' begins after '{variant.after}', which must be named before it")
         if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
             raise ValueError(f"seeds must be different ones, at least one, got {list(self.seeds)}")
         return self
 
-    def training(self, variant: str, seed: int) -> DmdSettings:
-        """All settings of one training. Raises ValueError, naming the variant, for settings that make no sense."""
+    def training(self, variant: str, seed: int, out: Path = Path()) -> DmdSettings:
+        """All settings of one training. out: the ablation's folder, where the students of other variants are.
+
+        Raises ValueError, naming the variant, for settings that make no sense.
+        """
         chosen = self.variants[variant]
         try:
             base = load_stage_settings(self.base.config, self.base.overrides)
@@ -112,6 +124,9 @@ class Ablation(Settings):
             if chosen.stage is not None:
                 known = {name: value for name, value in values.items() if name in settings_class.model_fields}
                 values = known | {"stage": chosen.stage}
+            if chosen.after is not None:
+                trained = final_of(out, chosen.after, seed)
+                values |= {role: str(trained / folder) for role, folder in STUDENT_AND_CRITIC.items()}
             for override in chosen.overrides:
                 apply_override(values, override)
             settings = settings_class.model_validate(values | {"seed": seed})
@@ -140,6 +155,9 @@ class Ablation(Settings):
         first: dict[str, str] = {keys[OURS]: OURS}
         for name, key in keys.items():
             first.setdefault(key, name)
+        for name, variant in self.variants.items():
+            if variant.after is not None and (same := first[keys[variant.after]]) != variant.after:
+                raise ValueError(f"variant '{name}': begin after '{same}', which stands for '{variant.after}'")
         return {name: first[key] for name, key in keys.items()}
 
     def streaming_settings(self) -> StreamingSettings:
@@ -147,10 +165,16 @@ class Ablation(Settings):
         return load_settings(StreamingSettings, self.streaming)
 
 
+def final_of(out: Path, variant: str, seed: int) -> Path:
+    """The folder of what a training exports at its end."""
+    return out / variant / f"seed{seed}" / "train" / "final"
+
+
 def streamed_as(settings: DmdSettings) -> dict[str, Any]:
-    """How what was trained so is streamed: with the cache, the steps and the shift of its training."""
+    """How what was trained so is streamed: with the cache, the steps, the shift and the windows of its training."""
     cache = settings.cache.model_dump(mode="json")
-    return {**cache, "denoising_steps": list(settings.denoising_steps), "shift": settings.shift}
+    schedule = {"schedule": "rolling"} if settings.rolling_share else {}
+    return {**cache, "denoising_steps": list(settings.denoising_steps), "shift": settings.shift, **schedule}
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Ablation:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from reward_forcing.config import Settings
 from reward_forcing.evaluation import environment
-from reward_forcing.evaluation.reproduce.claims import CLAIMS, Verdict, judge_claim
+from reward_forcing.evaluation.reproduce.claims import CLAIMS_OF, Verdict, judge_claim
 from reward_forcing.evaluation.reproduce.curves import RISE, RISE_CLAIM, judge_rise, reward_curve
 from reward_forcing.evaluation.reproduce.measure import MEASURES, Runs, difference, per_run, value_of
 from reward_forcing.evaluation.reproduce.recipe import OURS, Ablation, streamed_as
@@ -147,12 +147,13 @@ def _claims(recipe: Ablation, runs: dict[str, Runs], variants: dict[str, Variant
         return difference(runs[variant], runs[than], MEASURES[measure])
 
     counts = {name: len(one) for name, one in runs.items()}
-    judged = {name: judge_claim(claim, measured, counts, recipe.margins) for name, claim in CLAIMS.items()}
+    claims = CLAIMS_OF[recipe.table]
+    judged = {name: judge_claim(claim, measured, counts, recipe.margins) for name, claim in claims.items()}
     found = {
-        name: ClaimResults(where=CLAIMS[name].where, says=CLAIMS[name].says, **vars(one))
+        name: ClaimResults(where=claims[name].where, says=claims[name].says, **vars(one))
         for name, one in judged.items()
     }
-    if recipe.curve:
+    if recipe.curve and recipe.table == "table3":
         course = {int(at): values for at, *values in variants[OURS].curves[recipe.curve[0]]}
         rise = judge_rise(recipe.curve[0], course)
         found[RISE] = ClaimResults(where="Section 4.3, Fig. 6", says=RISE_CLAIM, **vars(rise))

@@ -1,4 +1,4 @@
-"""An ablation as Markdown: the paper's Table 3 beside ours, everything else measured, and a sentence for each claim.
+"""An ablation as Markdown: the paper's table beside ours, everything else measured, and a sentence for each claim.
 
 The text is a section that can be pasted into a page of results, with the pictures beside it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from reward_forcing.evaluation.reproduce.measure import MEASURES, Measure
-from reward_forcing.evaluation.reproduce.paper import COLUMNS, TABLE3
+from reward_forcing.evaluation.reproduce.paper import TABLES, PaperTable
 from reward_forcing.evaluation.reproduce.plots import plots_of
 from reward_forcing.evaluation.reproduce.record import AblationResults, Cell, VariantResults
 from reward_forcing.evaluation.results import Interval
@@ -20,17 +20,19 @@ ARROWS = {"higher": "up", "lower": "down", "neither": ""}
 
 def markdown(results: AblationResults) -> str:
     """The whole section."""
+    paper = TABLES[results.recipe["table"]]
+    rest = [name for name in MEASURES if name not in paper.columns]
     parts = [
-        "### The paper's ablation in miniature",
+        f"### {paper.title}",
         f"`{results.command}` ({results.created}, commit {', '.join(results.commits) or 'unknown'}, {results.machine})",
         _scale(results),
-        f"{results.intervals} The paper's numbers, in round brackets, are percents of VBench's scores and the drift of "
-        "imaging quality, of other models: directions compare, sizes do not.",
-        _table(results, list(COLUMNS), with_paper=True),
+        f"{results.intervals} The paper's numbers, in round brackets, are VBench's scores in percent, the drift of "
+        "imaging quality and ratings from 1 to 5, of other models: directions compare, sizes do not.",
+        _table(results, list(paper.columns), paper),
         "What else was measured:",
-        _table(results, [name for name in MEASURES if name not in COLUMNS], with_paper=False),
+        _table(results, rest, None),
         "Less `ours`, on the same prompts, noise and training seeds:",
-        _differences(results),
+        _differences(results, list(paper.columns)),
         "What came of the paper's claims:",
         "\n".join(f"- **{claim.where}.** {claim.sentence}" for claim in results.claims.values()),
         "\n\n".join(f"![{caption}](images/{name})" for name, caption in plots_of(results).items()),
@@ -51,23 +53,23 @@ def _scale(results: AblationResults) -> str:
     return told + (f" Not measured: {', '.join(results.missing)}." if results.missing else "")
 
 
-def _table(results: AblationResults, measures: list[str], with_paper: bool) -> str:
-    heads = [f"{_head(name, with_paper)} {ARROWS[MEASURES[name].better]}" for name in measures]
+def _table(results: AblationResults, measures: list[str], paper: PaperTable | None) -> str:
+    heads = [f"{_head(name, paper)} {ARROWS[MEASURES[name].better]}" for name in measures]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for block, rows in groupby(results.variants.items(), key=lambda item: item[1].block):
         lines.append(f"| **{block}** |" + " |" * len(heads))
-        lines += [_row(name, variant, measures, with_paper) for name, variant in rows]
+        lines += [_row(name, variant, measures, paper) for name, variant in rows]
     return "\n".join(lines)
 
 
-def _head(name: str, with_paper: bool) -> str:
-    return f"{COLUMNS[name]}: {MEASURES[name].label}" if with_paper else MEASURES[name].label
+def _head(name: str, paper: PaperTable | None) -> str:
+    return f"{paper.columns[name]}: {MEASURES[name].label}" if paper else MEASURES[name].label
 
 
-def _row(name: str, variant: VariantResults, measures: list[str], with_paper: bool) -> str:
-    paper = dict(zip(COLUMNS, TABLE3.get(name, ()), strict=False)) if with_paper else {}
+def _row(name: str, variant: VariantResults, measures: list[str], paper: PaperTable | None) -> str:
+    printed = paper.rows.get(name, {}) if paper else {}
     cells = [
-        f"{_cell(variant.measures.get(one), MEASURES[one])}{f' ({paper[one]:.2f})' if one in paper else ''}"
+        f"{_cell(variant.measures.get(one), MEASURES[one])}{f' ({printed[one]:.2f})' if one in printed else ''}"
         for one in measures
     ]
     return f"| {variant.label} | {' | '.join(cells)} |"
@@ -82,14 +84,14 @@ def _told(interval: Interval, digits: int, sign: str = "") -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _differences(results: AblationResults) -> str:
-    lines = [f"| | {' | '.join(MEASURES[name].label for name in COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+def _differences(results: AblationResults, measures: list[str]) -> str:
+    lines = [f"| | {' | '.join(MEASURES[name].label for name in measures)} |", "|---" * (len(measures) + 1) + "|"]
     for variant in results.variants.values():
-        cells = [variant.measures[name].against_ours if name in variant.measures else None for name in COLUMNS]
+        cells = [variant.measures[name].against_ours if name in variant.measures else None for name in measures]
         if any(cell is not None for cell in cells):
             told = [
                 NOTHING if cell is None else _told(cell, MEASURES[name].digits, "+")
-                for name, cell in zip(COLUMNS, cells, strict=True)
+                for name, cell in zip(measures, cells, strict=True)
             ]
             lines.append(f"| {variant.label} | {' | '.join(told)} |")
     return "\n".join(lines)

@@ -95,31 +95,47 @@ class Progress:
 def units_of(recipe: Ablation, out: Path, only: Sequence[str] = ()) -> list[Unit]:
     """The units, by seed, so that all variants have one training before any has two; equal variants are one.
 
-    only: variants to keep. Raises ValueError for one that is not in the recipe.
+    only: variants to keep, with those that they begin after. Raises ValueError for one that is not in the recipe.
     """
     first = recipe.trained_as()
     for name in only:
         if name not in first:
             raise ValueError(f"no variant '{name}' in the recipe ({', '.join(first)})")
-    names = dict.fromkeys(first[name] for name in (only or first))
+    wanted = [name for one in (only or first) for name in (recipe.variants[one].after, one) if name is not None]
+    names = dict.fromkeys(first[name] for name in wanted)
     return [Unit(name, seed, out / name / f"seed{seed}") for seed in recipe.seeds for name in names]
 
 
 def work(recipe: Ablation, out: Path, only: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> int:
     """Do what is left of the units, those that others hold left to them; 0, or 128 + the signal that stopped it.
 
-    share: (i, n) keeps to every n-th unit from the i-th on.
+    share: (i, n) keeps to every n-th unit from the i-th on; a unit that begins after another goes with it.
     Raises ValueError for units that were made with other settings.
     """
     torch.set_num_threads(1)
-    units = units_of(recipe, out, only)[share[0] :: share[1]]
+    every = units_of(recipe, out, only)
+    starts = [unit for unit in every if _before(recipe, out, unit) is None][share[0] :: share[1]]
+    units = [unit for unit in every if (_before(recipe, out, unit) or unit) in starts]
     for unit in units:
         _check_settings(recipe, unit)
-    while unit := next((unit for unit in units if not is_done(unit) and not _is_held(unit)), None):
+    while unit := next((unit for unit in units if _can_begin(recipe, out, unit)), None):
         with try_lock(unit.folder) as is_ours:
             if is_ours and (code := _do(recipe, out, unit)):
                 return code
     return 0
+
+
+def _can_begin(recipe: Ablation, out: Path, unit: Unit) -> bool:
+    """Whether something is left of a unit that no process holds and that waits for no other."""
+    before = _before(recipe, out, unit)
+    is_ready = before is None or before.record(TRAIN).is_file()
+    return is_ready and not is_done(unit) and not _is_held(unit)
+
+
+def _before(recipe: Ablation, out: Path, unit: Unit) -> Unit | None:
+    """The unit with whose student this one begins."""
+    after = recipe.variants[unit.variant].after
+    return None if after is None else Unit(after, unit.seed, out / after / f"seed{unit.seed}")
 
 
 def is_done(unit: Unit) -> bool:
@@ -169,7 +185,7 @@ def _settings_of(recipe: Ablation, unit: Unit) -> tuple[str, str]:
 
 def _do(recipe: Ablation, out: Path, unit: Unit) -> int:
     """Do what is left of a unit whose lock is held; 0, or 128 + the signal that stopped it."""
-    settings = recipe.training(unit.variant, unit.seed)
+    settings = recipe.training(unit.variant, unit.seed, out)
     trained, evaluated = _settings_of(recipe, unit)
     if not unit.record(TRAIN).is_file():
         config = unit.folder / "train.yaml"

@@ -51,7 +51,7 @@ class Column:
         """What determines the clip besides what all columns share; reads files to hash them."""
         if isinstance(self.source, Path):
             return {"video": files_hash([self.source])}
-        return self.source.made_with().model_dump(mode="json")
+        return self.source.made_with().model_dump(mode="json", exclude_defaults=True)
 
 
 def check_columns(columns: Sequence[Column], wanted: Wanted) -> None:

@@ -96,9 +96,14 @@ def _notes(comparison: Comparison) -> list[str]:
         "drift is Reward Forcing's Eq. 12 over segments of 2 s; one clip each, so there are no intervals",
     ]
     notes += [
-        f"{one.name}: frames of a tiny decoder, not the VAE's"
+        f"{one.name}: frames of the tiny decoder {decoder}, not the VAE's"
         for one in comparison.columns
-        if "tiny_decoder" in one.made_with.get("parts", {})
+        if (decoder := one.made_with.get("decoder"))
+    ]
+    notes += [
+        f"{one.name}: streamed without clean passes"
+        for one in comparison.columns
+        if not one.made_with.get("settings", {}).get("clean_pass", True)
     ]
     if comparison.wanted.at:
         notes.append("drift and slope hold the changes of the prompt, too")
