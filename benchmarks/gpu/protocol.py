@@ -1,4 +1,4 @@
-"""What the four scripts of the GPU protocol share: options, the record, the state of the GPU, timing, sizes.
+"""What the five scripts of the GPU protocol share: options, the record, the state of the GPU, timing, sizes.
 
 Every script runs on a GPU machine with torch and this package, downloads nothing, draws its weights from a seed, writes
 its record after every result, and with `--tiny` does all of it at toy size on a CPU. Clocks, power and MIG are read and
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from reward_forcing.benchmarks.clock import measure
 from reward_forcing.benchmarks.record import Recorder, Table
 from reward_forcing.benchmarks.subjects import PROMPT, Subject, cast_network, open_subject, random_network
+from reward_forcing.models.cuda_attention import BACKEND
 from reward_forcing.models.sizes import Size
 from reward_forcing.streaming.methods import streaming_settings
 
@@ -48,7 +49,23 @@ class Protocol:
 
     def late(self) -> bool:
         """Whether the time allowed is used up: what is left is then noted as not measured."""
-        return time.monotonic() - self.began > self.seconds
+        return self.left() < 0
+
+    def left(self) -> float:
+        """Seconds that are allowed still."""
+        return self.began + self.seconds - time.monotonic()
+
+    def attempt(self, name: str, measure: Callable[[], object], needs: float = 0.0) -> None:
+        """Measure something that records itself; what fails, or needs more seconds than are left, is noted in words."""
+        if self.left() <= needs:
+            self.recorder.fail(f"{name}: no time left")
+            return
+        try:
+            measure()
+        except Exception as error:
+            self.recorder.fail(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def time(self, run: Callable[[], object], repeats: int = 10) -> float:
         """Median wall seconds of `run`, after two calls that do not count."""
@@ -116,8 +133,10 @@ def begin(description: str, minutes: float) -> Protocol:
 
 
 def finish(run: Protocol) -> None:
-    """Record the state once more and say where everything is."""
+    """Record the state once more, and by which backends attention was computed; say where everything is."""
     run.note_state()
+    for case, backend in BACKEND.found.items():
+        run.recorder.note_state(f"attention of {case.queries} queries, {case.keys} keys by {backend}")
     for failure in run.recorder.record.failures:
         print(f"not measured: {failure}")
     print(f"wrote {run.recorder.path}")

@@ -1,4 +1,4 @@
-"""The GPU protocol's four scripts, whole, at toy size on a CPU."""
+"""The GPU protocol's five scripts, whole, at toy size on a CPU."""
 
 import os
 import subprocess
@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from reward_forcing.benchmarks.record import BenchResults, SideBySide, Table, read_record
+from reward_forcing.benchmarks.record import BenchResults, SideBySide, Table, WayMeasured, read_record
 
+QUICK = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+"""What compiled networks compute is no matter of these scripts."""
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPTS / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | QUICK)
 
 
 def record_of(script: str, out: Path) -> BenchResults:
@@ -55,7 +57,12 @@ def test_nothing_is_timed_where_the_outputs_differ(tmp_path: Path) -> None:
 
 def test_the_transformer_is_measured_beside_the_naive_mode_and_over_windows(tmp_path: Path) -> None:
     record = record_of("2_dit.py", tmp_path / "2.json")
-    assert [result.kind for result in record.results] == ["side by side", "stream", "sweep"]
+    ways = [result.name for result in record.results if isinstance(result, WayMeasured)]
+    assert [result.kind for result in record.results] == ["side by side", *["way"] * len(ways), "stream", "sweep"]
+    assert ways == ["exact", "exact, compiled", "int8", "fp8", "int8-dynamic"]
+    failed = "\n".join(record.failures)
+    assert "exact, graphs: ValueError: graphs=true needs an NVIDIA GPU, not cpu" in failed
+    assert "fp8-dynamic, compiled, graphs: ValueError" in failed
 
 
 def test_the_pipeline_is_measured_and_its_memory_is_flat(tmp_path: Path) -> None:
@@ -68,6 +75,8 @@ def test_the_pipeline_is_measured_and_its_memory_is_flat(tmp_path: Path) -> None
         "memory of a stream",
         "chunks of a stream",
         "speed of a stream",
+        "latencies, TAEHV, exact",
+        "speed of a stream, TAEHV, exact",
     }
     memory = tables["memory of a stream"]
     assert memory["held after chunk 6"] == memory["held after chunk 12"]
@@ -93,3 +102,46 @@ def test_what_is_late_is_left_out_and_noted(tmp_path: Path) -> None:
     done = run("3_pipeline.py", "--tiny", "--device", "cpu", "--minutes", "0", "--out", str(tmp_path / "3.json"))
     assert done.returncode == 0, done.stderr
     assert any("no time left" in failure for failure in read_record(tmp_path / "3.json").failures)
+
+
+def test_one_command_measures_all_in_turn_and_its_failures_are_words(tmp_path: Path) -> None:
+    record = record_of("0_in_ten_minutes.py", tmp_path / "0.json")
+    named = [result.name if isinstance(result, Table | WayMeasured) else result.kind for result in record.results]
+    assert named == [
+        *["side by side"] * 2,
+        "attention",
+        "side by side",
+        "exact",
+        "exact, compiled",
+        "Wan VAE decode",
+        "TAEHV decode",
+        *(f"{what} of a stream" for what in ("memory", "chunks", "speed")),
+        "latencies",
+        *(f"{what} of a stream, TAEHV, exact" for what in ("memory", "chunks", "speed")),
+        "latencies, TAEHV, exact",
+        *("int8", "fp8", "int8-dynamic"),
+        *("matrix products", "convolutions", "memory"),
+    ]
+    assert [failure.split(":")[0] for failure in record.failures if "NVIDIA" in failure] == [
+        "exact, graphs",
+        "exact, compiled, graphs",
+        "TAEHV, exact, compiled, graphs",
+        "fp8-dynamic, compiled, graphs",
+    ]
+    ways = {result.name: result for result in record.results if isinstance(result, WayMeasured)}
+    assert ways["exact"].error == 0
+    assert all(0 < ways[name].error < 0.2 for name in ("int8", "fp8"))
+    assert "weights fp8" in str(ways["fp8"].speed)
+
+
+def test_one_command_stops_where_the_outputs_differ_or_equality_cannot_be_told(tmp_path: Path) -> None:
+    broken = "import runpy, sys, reward_forcing.benchmarks.pairs as pairs\n"
+    broken += "def fail(*_): raise RuntimeError('no kernel')\n"
+    broken += "pairs.against_naive = fail; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]\n"
+    broken += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    script, out = str(SCRIPTS / "0_in_ten_minutes.py"), tmp_path / "0.json"
+    command = [sys.executable, "-c", broken, str(SCRIPTS), script, "--tiny", "--device", "cpu", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert read_record(out).failures[0] == "equality: RuntimeError: no kernel"
+    assert read_record(out).results == ()

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.tape import Tapes
 from torch import nn
 
+from reward_forcing.models.cuda_graphs import GraphedForward
+from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.live_bytes import LiveBytes
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.streaming.acceleration import (
@@ -48,6 +51,36 @@ def test_compiled_blocks_make_the_same_video_but_for_rounding(tiny_model_folder:
     torch.testing.assert_close(frames_of(tiny_model_folder, compile=True), exact, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="compile=false or offload_blocks=0"):
         Acceleration(compile=True, offload_blocks=1)
+
+
+@pytest.mark.parametrize("of", ["one", "batch"])
+def test_graphed_passes_make_the_same_video_over_a_switch_and_a_new_stream(tiny_model_folder: Path, of: str) -> None:
+    pipeline = StreamingVideoPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype=torch.float32)
+    prompt = ["a red ball bounces", "a green ball slides"] if of == "batch" else "a red ball bounces"
+    how = {"seconds": 5.0, "at": {2.5: "a blue square slides"}}
+    plain, tapes = pipeline.generate(prompt, **how), Tapes()
+    pipeline.graphed = GraphedForward(pipeline.transformer, tapes)
+    for _ in range(2):
+        assert torch.equal(pipeline.generate(prompt, **how), plain)
+    assert tapes.replayed > tapes.captured >= 2
+
+
+def test_graphs_are_refused_where_they_cannot_be(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_forcing.streaming.pipeline.load_accelerated", None)  # before weights are read
+    with pytest.raises(ValueError, match=r"needs an NVIDIA GPU, not cpu; use graphs=false"):
+        frames_of(tiny_model_folder, graphs=True)
+    with pytest.raises(ValueError, match="for one process, not for 2"):
+        Acceleration(graphs=True).check(torch.device("cuda"), processes=2)
+    with pytest.raises(ValueError, match="graphs=false or offload_blocks=0"):
+        Acceleration(graphs=True, offload_blocks=1)
+    for cache in ("lean", "int8"):
+        with pytest.raises(ValueError, match=f"copy a {cache} cache as a whole; use graphs=false or cache=exact"):
+            Acceleration(graphs=True, cache=cache)
+
+
+def test_a_denoiser_refuses_graphs_of_another_network(tiny_dit: Callable[..., WanDiT]) -> None:
+    with pytest.raises(ValueError, match="another network"):
+        Denoiser(tiny_dit(), GraphedForward(tiny_dit(), Tapes()))
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 5])

@@ -6,8 +6,10 @@ from typing import get_args
 import pytest
 import torch
 from commands import rforce
+from models.tape import Tapes
 
 from reward_forcing.benchmarks.work import held_bytes
+from reward_forcing.models.cuda_graphs import GraphedForward
 from reward_forcing.models.tiny_vae import TinyVAE
 from reward_forcing.rollout import Storage
 from reward_forcing.streaming.acceleration import Acceleration, stored_tensors
@@ -214,3 +216,32 @@ def test_commands_print_plans_and_load_nothing(
     assert rforce("generate", "a ball", "--model", tiny_model_folder, "--preset", "atuo") == 2
     assert "did you mean 'auto'" in capsys.readouterr().err
     assert list(workplace.iterdir()) == []
+
+
+@pytest.mark.parametrize("preset", Preset)
+@pytest.mark.parametrize("stays", ["compile", "graphs"])
+def test_blocks_that_are_compiled_or_graphed_are_never_offloaded_by_a_preset(
+    small_1_3b: Model, preset: str, stays: str
+) -> None:
+    plans = list(plans_of(small_1_3b, preset, CUDA, fixed={stays: True}))
+    assert plans
+    assert {plan.acceleration.offload_blocks for plan in plans} == {0}
+    assert stays != "graphs" or {plan.acceleration.cache for plan in plans} == {"exact"}
+    with pytest.raises(ValueError, match="cannot visit the device in turn"):
+        list(plans_of(small_1_3b, preset, CUDA, fixed={stays: True, "offload_blocks": 3}))
+
+
+def test_graphs_are_planned_with_what_they_copy(tiny_model_folder: Path) -> None:
+    model, plain = planned(tiny_model_folder, Acceleration())
+    graphed = plan_of(model, plain.needs, Acceleration(graphs=True), CPU, precision_on(CPU))
+    pipeline = StreamingVideoPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype=torch.float32)
+    pipeline.graphed = GraphedForward(pipeline.transformer, Tapes())
+    stream = pipeline.stream("a red ball bounces")
+    for _ in range(6):
+        next(stream)
+    copied = sum(buffer.tensor.nbytes for name, buffer in pipeline.graphed._buffers.items() if "past" in name[0])
+    assert plain.needs.past == copied > 0
+    for stage, size in plain.stages.items():
+        assert graphed.stages[stage] == size + plain.needs.graphed
+    assert plain.needs.graphed >= copied + held_bytes(stream.rollout.text) + plain.needs.committing
+    assert "CUDA graphs" in describe_plan(graphed, model, DeviceMemory(CPU, GIB))

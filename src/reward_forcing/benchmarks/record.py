@@ -25,7 +25,8 @@ class Conditions(Settings):
     scope: the transformer's passes and commits alone, the decoder alone, or everything from prompt to encoded file.
     passes: denoising passes of a chunk and its clean pass, `4+1`, or `4+0` without one. size: rows and columns, of
     latents for 'DiT only', else of pixels. average: over chunks with the window full, or over a whole clip from its
-    prompt on. text: tokens of the prompt, and of the text with its padding. compiled: whether our blocks are.
+    prompt on. text: tokens of the prompt, and of the text with its padding. compiled, graphs, weights: how our network
+    is run, see `Acceleration`.
     """
 
     model: str
@@ -42,6 +43,8 @@ class Conditions(Settings):
     average: Literal["steady state", "clip"] = "steady state"
     text: tuple[int, int]
     compiled: bool = False
+    graphs: bool = False
+    weights: str = "exact"
 
     def __str__(self) -> str:
         window = "no window" if self.window_frames is None else f"window {self.window_frames}"
@@ -50,6 +53,7 @@ class Conditions(Settings):
         parts = [self.scope, window, f"{self.passes} passes", self.precision, f"decoder {self.decoder}", self.average]
         parts += [f"{rows}x{columns} {of}", f"text {self.text[0]} of {self.text[1]} tokens", f"batch {self.batch}"]
         parts += [f"{self.device} with {self.threads} threads", *["compiled"] * self.compiled]
+        parts += [*["CUDA graphs"] * self.graphs, *[f"weights {self.weights}"] * (self.weights != "exact")]
         return ", ".join(parts)
 
 
@@ -166,6 +170,22 @@ class Streamed(Settings):
     fraction_of: Literal["peak_cpu", "peak_wall"] = "peak_cpu"
 
 
+class WayMeasured(Settings):
+    """One way of running a network (`benchmarks/ways.py`), the same steady chunk every time.
+
+    error: the largest relative error of a chunk's latents against the exact, uncompiled, ungraphed way. preparing: wall
+    seconds of storing weights, compiling, capturing, and the chunks that do not count.
+    """
+
+    kind: Literal["way"] = "way"
+    name: str
+    chunks: Series
+    speed: Speed
+    error: float
+    preparing: float
+    peak_memory_mib: float
+
+
 class Point(Settings):
     """One value of a sweep."""
 
@@ -193,7 +213,7 @@ class Table(Settings):
     notes: str = ""
 
 
-AnyResult = SideBySide | DecoderBeside | Streamed | NaiveClip | Sweep | Table
+AnyResult = SideBySide | DecoderBeside | Streamed | NaiveClip | WayMeasured | Sweep | Table
 """One sub-result of a command."""
 
 Result = Annotated[AnyResult, Field(discriminator="kind")]
@@ -203,7 +223,7 @@ class BenchResults(Settings):
     """Everything that one command measured.
 
     failures: what could not be measured and why, in words. machine: processor and GPU; state: clocks, power and
-    temperature of a GPU as its tool told them, before and after.
+    temperature of a GPU as its tool told them, before and after, and by which backends it computed attention.
     """
 
     format: Literal[1] = FORMAT

@@ -101,7 +101,7 @@ def naive_clip(subject: Subject, chunks: int) -> NaiveClip:
         chunks=total,
         stages={stage: one.wall for stage, one in spent.items()},
         first_frame=text.wall + passes.wall + decoded.wall,
-        clip=_speed(frames.shape[1] * len(subject.seeds), list(spent.values()), conditions, subject),
+        clip=speed_of(frames.shape[1] * len(subject.seeds), list(spent.values()), conditions, subject),
         peak_memory_mib=peak_memory_mib(subject.device),
     )
 
@@ -139,8 +139,8 @@ def _result(
         stages={stage: tuple(seconds) for stage, seconds in stages.items()},
         chunks=every,
         first_frame=first,
-        steady=_speed(sum(frames[full:]), taken[full:], conditions, subject),
-        clip=_speed(sum(frames), taken, conditions.model_copy(update={"average": "clip"}), subject),
+        steady=speed_of(sum(frames[full:]), taken[full:], conditions, subject),
+        clip=speed_of(sum(frames), taken, conditions.model_copy(update={"average": "clip"}), subject),
         quantiles=steady.quantiles(),
         peak_memory_mib=peak_memory_mib(subject.device),
         held_bytes=held,
@@ -152,7 +152,8 @@ def _result(
     )
 
 
-def _speed(frames: int, taken: list[Spent], conditions: Conditions, subject: Subject) -> Speed:
+def speed_of(frames: int, taken: list[Spent], conditions: Conditions, subject: Subject) -> Speed:
+    """The speed of so many pixel frames that took so long together."""
     on_gpu = subject.device.type == "cuda"
     wall, cpu = sum(one.wall for one in taken), sum(one.cpu for one in taken)
     return Speed(wall=frames / wall, cpu=None if on_gpu else frames / cpu, conditions=conditions)

@@ -15,10 +15,12 @@ from reward_forcing.benchmarks.work import chunk_flops
 from reward_forcing.config import unknown
 from reward_forcing.geometry import Geometry
 from reward_forcing.models.attention import TextContext
+from reward_forcing.models.cuda_graphs import GraphedForward
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.sizes import WAN_1_3B, Size
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise
+from reward_forcing.streaming.acceleration import Weights
 from reward_forcing.streaming.methods import Method, method_named, streaming_settings
 from reward_forcing.streaming.model_folder import open_model_folder
 from reward_forcing.streaming.pipeline import StreamingVideoPipeline, read_text
@@ -64,7 +66,8 @@ loaded here."""
 class Subject:
     """A network with all that a rollout of it needs. text: embeddings [1, L, text_dim]. pipeline: of a model folder.
 
-    length: latent frames of a clip, where a whole one is measured. compiled: whether the network's blocks are.
+    length: latent frames of a clip, where a whole one is measured. compiled: whether the network's blocks are. graphed:
+    computes the fast path's passes in place of the network. weights: what its matrices are stored as.
     """
 
     name: str
@@ -78,6 +81,8 @@ class Subject:
     pipeline: StreamingVideoPipeline | None = None
     length: int | None = None
     compiled: bool = False
+    graphed: GraphedForward | None = None
+    weights: Weights = "exact"
 
     @property
     def device(self) -> torch.device:
@@ -131,7 +136,7 @@ class Subject:
         """A fresh rollout of the fast path."""
         noise, cache = SeededNoise(self.seeds), KVCache.empty(self.method.cache)
         return Rollout(
-            Denoiser(self.network),
+            Denoiser(self.network, self.graphed),
             self.method.passes(),
             cache,
             noise,
@@ -176,6 +181,8 @@ class Subject:
             threads=threads(),
             text=(int(self.text.any(-1).sum()), self.text.shape[1]),
             compiled=self.compiled,
+            graphs=self.graphed is not None,
+            weights=self.weights,
         )
 
 

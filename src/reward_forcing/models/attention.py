@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from reward_forcing.models.cpu_attention import attend_by_products, products_are_chosen
+from reward_forcing.models.cuda_attention import attend_on_gpu
 
 
 @dataclass(frozen=True)
@@ -309,6 +310,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, log_counts: Tensor | None 
         return attend_by_products(query, key, value, bias).transpose(1, 2)
     if bias is not None and query.device.type != "cpu":  # where kernels want one dtype
         bias = bias.to(query.dtype)
+    if query.device.type == "cuda":
+        return attend_on_gpu(query, key, value, bias).transpose(1, 2)
     return scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
 
 

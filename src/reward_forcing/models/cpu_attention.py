@@ -5,13 +5,13 @@ to three times slower than two matrix products where it computes bfloat16 at the
 """
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from reward_forcing.remembered import remembered
+from reward_forcing.models.fastest import Choice, fastest, is_training
 
 SCORES_AT_ONCE = 1 << 24
 """Bound on the scores that `attend_by_products` holds, 32 MiB."""
@@ -50,18 +50,12 @@ def products_are_chosen(query: Tensor, key: Tensor, value: Tensor) -> bool:
     tensors = (query, key, value)
     if query.device.type != "cpu" or any(tensor.dtype != torch.bfloat16 for tensor in tensors):
         return False
-    if torch.is_autocast_enabled("cpu"):
-        return True
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if is_training(tensors):
         return True
     width = query.shape[-1]
     if torch.compiler.is_compiling():
-        return _found.get(width, True)
+        return KERNEL.found.get(width, "products") == "products"
     return measure_heads(width)
-
-
-_found: dict[int, bool] = {}
-"""Head width -> whether products beat the fused kernel here."""
 
 
 def measure_heads(width: int) -> bool:
@@ -69,30 +63,30 @@ def measure_heads(width: int) -> bool:
 
     Some 20 ms the first time on a machine, then remembered, so that one seed gives one video in every process.
     """
-    if width not in _found:
-        answers = ("fused", "products")
-        answer = remembered(f"attention in bfloat16, heads of {width}", answers, lambda: answers[_measured(width)])
-        _found[width] = answer == "products"
-    return _found[width]
-
-
-def _measured(width: int) -> bool:
-    with ThreadPoolExecutor(1) as apart:  # none of the caller's modes, such as autocast or a profiler, holds there
-        return apart.submit(_compare, width).result()
+    return KERNEL(width) == "products"
 
 
 @torch.inference_mode()
-def _compare(width: int, repeats: int = 5) -> bool:
-    """Whether products take less time. Leaves autocast alone: its cache of weights is one for all threads."""
+def _measure(width: int) -> str:
+    """Leaves autocast alone: its cache of weights is one for all threads."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, 2, tokens, width, generator=generator).bfloat16() for tokens in (256, 1024, 1024)
     )
-    kernels = (_products, scaled_dot_product_attention)
-    taken: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for kernel, seconds in zip(kernels, taken, strict=True):
-            start = time.thread_time()
-            kernel(query, key, value)
-            seconds.append(time.thread_time() - start)
-    return min(taken[0]) < min(taken[1])
+    candidates = {
+        "fused": lambda: scaled_dot_product_attention(query, key, value),
+        "products": lambda: _products(query, key, value),
+    }
+    found = fastest(candidates, _thread_seconds)
+    assert found is not None, "neither kernel computes bfloat16"
+    return found
+
+
+def _thread_seconds(run: Callable[[], object]) -> float:
+    start = time.thread_time()
+    run()
+    return time.thread_time() - start
+
+
+KERNEL: Choice[int] = Choice(lambda width: f"attention in bfloat16, heads of {width}", ("fused", "products"), _measure)
+"""Which kernel for heads of which width."""

@@ -1,28 +1,36 @@
 """A network seen as a denoiser: what does it think the clean latents are?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from reward_forcing.flow import TIMESTEPS, velocity_to_x0, widen
-from reward_forcing.models.attention import AttentionPattern, Past, Prediction, Text, WantKV
+from reward_forcing.models.attention import KV, AttentionPattern, Past, Prediction, Text, WantKV
+from reward_forcing.models.cuda_graphs import GraphedForward
 from reward_forcing.models.layers import TimeContext
 from reward_forcing.models.wan_dit import WanDiT
 
 REMEMBERED = 16
 """Most noise levels that a denoiser keeps embedded; a few-step stream has fewer."""
 
+Forward = Callable[..., tuple[Tensor, KV | None]]
+"""What computes a pass: a `WanDiT`, or anything that is called as one."""
+
 
 class Denoiser:
     """Turns sigma into a timestep and the network's velocity into clean latents.
 
     Where gradients are off and the weights that embed timesteps are frozen, noise levels given on the CPU are embedded
-    once and remembered, the last few of them; nothing else is kept between calls.
+    once and remembered, the last few of them; nothing else is kept between calls. forward: computes the passes in place
+    of the network, such as `GraphedForward(network)`; raises ValueError for that of another network.
     """
 
-    def __init__(self, network: WanDiT) -> None:
+    def __init__(self, network: WanDiT, forward: Forward | None = None) -> None:
+        if isinstance(forward, GraphedForward) and forward.network is not network:
+            raise ValueError("these graphs are of another network; make a GraphedForward of the one that is used")
         self.network = network
+        self._forward: Forward = forward or network
         self._times: dict[tuple[object, ...], TimeContext] = {}
         self._weights: list[Tensor] = []
         self._versions: list[tuple[int, int]] = []
@@ -46,7 +54,7 @@ class Denoiser:
             raise ValueError(f"sigma must be [{frames}] or [{batch}, {frames}], got {list(sigma.shape)}")
         sigma = sigma.float().expand(batch, frames)
         time = self._time(sigma, x.device)
-        velocity, kv = self.network(x, time, text, past=past, pattern=pattern, want_kv=want_kv)
+        velocity, kv = self._forward(x, time, text, past=past, pattern=pattern, want_kv=want_kv)
         if want_kv == "only":
             return Prediction(velocity, velocity, kv)
         velocity, sigma = widen(velocity), sigma.to(x.device, non_blocking=True)

@@ -19,8 +19,10 @@ from torch.nn.functional import silu
 
 from reward_forcing.models.attention import KV, AttentionPattern, Past, Text, TextContext, WantKV
 from reward_forcing.models.cpu_attention import measure_heads
+from reward_forcing.models.cuda_attention import measure_attention
+from reward_forcing.models.fastest import is_training
 from reward_forcing.models.layers import EmbeddingMLP, LayerPast, PatchEmbedding, TimeContext, WanBlock, modulate
-from reward_forcing.models.rope import rotate, rotation
+from reward_forcing.models.rope import Rotation, rotate, rotation
 from reward_forcing.models.sequence_parallel import ALL, SequenceShare
 
 QK_NORM = "rms_norm_across_heads"
@@ -107,6 +109,7 @@ class WanDiT(ModelMixin, ConfigMixin):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         self.gradient_checkpointing = False
         self._rotate = rotate
+        self._is_compiled = False
         self.share: SequenceShare = ALL
         self.reset_parameters()
 
@@ -151,6 +154,7 @@ class WanDiT(ModelMixin, ConfigMixin):
         for block in self.blocks:
             block.compile(dynamic=False)
         self._rotate = torch.compile(rotate, dynamic=False)
+        self._is_compiled = True
         return self
 
     def encode_text(self, embeddings: Tensor, merge_padding: bool = False) -> TextContext:
@@ -177,12 +181,15 @@ class WanDiT(ModelMixin, ConfigMixin):
 
         latent_size: rows and columns (h, w) of the latents. A past that is already rotated comes back as it is.
         """
-
         if past.rotated:
             return past
         weight = self.patch_embedding.weight
-        by = rotation(past.key_positions, self._grid(latent_size), self.head_dim, weight.device)
+        by = self.rotation_at(past.key_positions, latent_size, weight.device)
         return past.with_rotated(lambda keys: self._rotate(keys, by).to(weight.dtype))
+
+    def rotation_at(self, positions: Tensor, latent_size: tuple[int, int], device: torch.device) -> Rotation:
+        """RoPE of frames at time `positions` [F]; latent_size is (h, w) of the latents."""
+        return rotation(positions, self._grid(latent_size), self.head_dim, device)
 
     def forward(
         self,
@@ -192,7 +199,7 @@ class WanDiT(ModelMixin, ConfigMixin):
         *,
         past: Past | None = None,
         pattern: AttentionPattern | None = None,
-        positions: Tensor | None = None,
+        positions: Tensor | Rotation | None = None,
         want_kv: WantKV = False,
     ) -> tuple[Tensor, KV | None]:
         """Velocities [B, F, C, h, w], and with `want_kv` the keys and values of these frames; "only" these: F is 0.
@@ -200,15 +207,19 @@ class WanDiT(ModelMixin, ConfigMixin):
         x: noisy latents [B, F, C, h, w]. timestep: [B] or, one per frame, [B, F], in [0, 1000], or `encode_time` of it.
         Without `past` and `pattern` all frames see each other (bidirectional). `past`: frames that all of x also sees.
         `pattern`: who sees whom inside x, for training. text: of one prompt, or of several in turn or at once.
-        positions [F]: time positions of x for RoPE, on the CPU; otherwise the past's, the pattern's, or 0 .. F - 1.
+        positions [F]: time positions of x for RoPE, on the CPU, or `rotation_at` them; otherwise the past's, the
+        pattern's, or 0 .. F - 1.
         """
         grid = self._check(x, timestep, text, past, pattern)
         if positions is None:
             positions = _positions(x, past, pattern)
-        by = rotation(positions, grid, self.head_dim, x.device)
+        size = (x.shape[3], x.shape[4])
+        by = positions if isinstance(positions, Rotation) else self.rotation_at(positions, size, x.device)
         if past is not None:
-            past = self.rotate(past, (x.shape[3], x.shape[4]))
+            past = self.rotate(past, size)
         time = self.encode_time(timestep) if isinstance(timestep, Tensor) else timestep
+        if self._is_compiled and pattern is None:
+            self._choose_attention(x, attention_lengths(x.shape[1], math.prod(grid), past, text))
 
         tokens = self.share.split(self.patch_embedding(x).to(self.patch_embedding.weight.dtype))  # [B, F, S, E]
         checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
@@ -232,6 +243,13 @@ class WanDiT(ModelMixin, ConfigMixin):
     def to_json_string(self) -> str:
         """The configuration as JSON under diffusers' class name, so that either class loads the folder."""
         return json.dumps(json.loads(super().to_json_string()) | {"_class_name": "WanTransformer3DModel"}, indent=2)
+
+    def _choose_attention(self, x: Tensor, lengths: Iterable[tuple[int, int, bool]]) -> None:
+        """Let the GPU's backends be measured ahead of blocks that are compiled, in which nothing can be."""
+        weight = self.patch_embedding.weight
+        if x.device.type == "cuda" and not is_training((x, weight)):
+            for queries, keys, is_biased in lengths:
+                measure_attention(x.device, weight.dtype, self.head_dim, queries, keys, is_biased)
 
     def _head(self, tokens: Tensor, embedding: Tensor) -> Tensor:
         table = (self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3)  # [B, F or 1, 2, 1, E]
@@ -275,6 +293,17 @@ class WanDiT(ModelMixin, ConfigMixin):
         if past is not None and past.query_positions.numel() != frames:
             raise ValueError(f"past gives positions to {past.query_positions.numel()} frames, got {frames}")
         return self._grid((x.shape[3], x.shape[4]))
+
+
+def attention_lengths(frames: int, tokens: int, past: Past | None, text: Text) -> set[tuple[int, int, bool]]:
+    """What a block attends to in a forward of so many frames of `tokens`: queries, keys, whether scores are biased."""
+    seen = frames if past is None else frames + past.frames
+    read = {
+        (span * tokens, reading.keys.shape[1], reading.log_counts is not None)
+        for span, readings in text.layer(0, frames)
+        for reading in readings
+    }
+    return {(frames * tokens, seen * tokens, False), *read}
 
 
 def sinusoid(timestep: Tensor, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A model in less memory: its big matrices in fewer bits, and blocks that visit the device in turn.
+"""A model in less memory or time: matrices in fewer bits, blocks that visit the device, compiled or graphed ones.
 
 Owns what a network's weights are stored as and where its blocks lie; how much that saves is `memory_plan`'s to tell.
 Everything happens while weights are read, block by block, so that the whole network in full precision is never on the
@@ -42,7 +42,10 @@ class Acceleration(Settings):
     there are means all. decode_frames: latent frames that are decoded at a time. These three change no video.
     compile: fused kernels for the blocks, made anew for every shape that they meet, which takes up to minutes where
     none are kept from before, and on a CPU a C++ compiler; videos change as another order of rounding changes them.
-    Raises ValueError for blocks that are to be compiled and in host memory as well.
+    graphs: on an NVIDIA GPU, once the window is full, passes are replayed as CUDA graphs (`GraphedForward`), which hold
+    a copy of what passes see and change no video; one process alone, and an exact cache.
+    Raises ValueError for blocks in host memory that are to be compiled or graphed as well, and for graphs with another
+    cache, of which they would copy the whole.
     """
 
     weights: Weights = "exact"
@@ -51,11 +54,15 @@ class Acceleration(Settings):
     offload_blocks: NonNegativeInt = 0
     decode_frames: PositiveInt = 3
     compile: bool = False
+    graphs: bool = False
 
     @model_validator(mode="after")
-    def _compiled_blocks_stay(self) -> Self:
-        if self.compile and self.offload_blocks:
-            raise ValueError("compiled blocks cannot visit the device in turn; use compile=false or offload_blocks=0")
+    def _graphs_and_compiled_blocks_have_their_place(self) -> Self:
+        for name, what in (("compile", "compiled"), ("graphs", "graphed")):
+            if getattr(self, name) and self.offload_blocks:
+                raise ValueError(f"{what} blocks cannot visit the device in turn; use {name}=false or offload_blocks=0")
+        if self.graphs and self.cache != "exact":
+            raise ValueError(f"graphs would copy a {self.cache} cache as a whole; use graphs=false or cache=exact")
         return self
 
     @property
@@ -63,8 +70,14 @@ class Acceleration(Settings):
         """Whether videos are those of the stored weights and of an exact cache."""
         return self.weights == "exact" and self.cache != "int8"
 
-    def check(self, device: torch.device) -> None:
-        """Raise ValueError where this machine cannot do it."""
+    def check(self, device: torch.device, processes: int = 1) -> None:
+        """Raise ValueError where this machine, or so many processes of one video, cannot do it."""
+        if self.graphs and device.type != "cuda":
+            raise ValueError(f"graphs=true needs an NVIDIA GPU, not {device}; use graphs=false")
+        if self.graphs and processes > 1:
+            raise ValueError(
+                f"graphs=true is for one process, not for {processes} that share a video; use graphs=false"
+            )
         if self.weights == "exact":
             return
         try:

@@ -92,13 +92,15 @@ class Needs:
     """Bytes that a stream holds beside the weights, its window full.
 
     cache: keys, values and the sink. shown: what is made of it for all passes of a chunk, keys rotated. context: keys
-    and values of the prompt. state: of the decoder. encoding, denoising, committing, decoding: the most that each stage
-    holds beside all these; decoding by the number of latent frames decoded at a time.
+    and values of the prompt. past: keys and values that passes see, of which the cache holds most. state: of the
+    decoder. encoding, denoising, committing, decoding: the most that each stage holds beside all these; decoding by the
+    number of latent frames decoded at a time.
     """
 
     cache: int
     shown: int
     context: int
+    past: int
     state: int
     encoding: int
     denoising: int
@@ -109,6 +111,11 @@ class Needs:
     def standing(self) -> int:
         """What lies there all along."""
         return self.cache + self.shown + self.context + self.state
+
+    @property
+    def graphed(self) -> int:
+        """What `GraphedForward` adds, at most: copies of what passes see, and room of its own for what they make."""
+        return self.past + self.context + max(self.denoising, self.committing)
 
 
 def model_of_folder(folder: ModelFolder) -> Model:
@@ -153,7 +160,7 @@ def needs_of(
     decode_frames: the numbers of latent frames decoded at a time that are asked for. storage: of the cache.
     """
     with torch.no_grad(), _FusedAttention():
-        cache, context, shown, denoising = _passes(model, precision.transformer, batch, storage)
+        cache, context, shown, past, denoising = _passes(model, precision.transformer, batch, storage)
         committing = _commit(model, precision.transformer, batch, storage, shown, denoising)
         state, decoding = 0, {}
         for frames in decode_frames:
@@ -165,7 +172,7 @@ def needs_of(
             waiting = sum(layer.nbytes for layer in (*chunk.keys, *chunk.values))
             committing = max(committing, denoising + waiting * (together + (together > 1)))
             encoding, decoding = encoding + waiting, {frames: size + waiting for frames, size in decoding.items()}
-        return Needs(cache, shown, context, state, encoding, denoising, committing, decoding)
+        return Needs(cache, shown, context, past, state, encoding, denoising, committing, decoding)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -178,8 +185,9 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _passes(model: Model, dtype: torch.dtype, batch: int, storage: Storage) -> tuple[int, int, int, int]:
-    """Bytes of cache, text and shown past of all layers, and the most a pass holds beside them: that of one block."""
+def _passes(model: Model, dtype: torch.dtype, batch: int, storage: Storage) -> tuple[int, int, int, int, int]:
+    """Bytes of cache, text, shown past and all that is seen of it in all layers, and the most a pass holds beside them:
+    that of one block."""
     config = dict(model.network.config) | {"num_layers": 1}
     with torch.device("meta"):
         network = WanDiT.from_config(config)
@@ -202,6 +210,7 @@ def _passes(model: Model, dtype: torch.dtype, batch: int, storage: Storage) -> t
         past = cache.past(shown_frames)
         rotated = None if past is None else denoiser.rotate(past, shape[1:])
         shown = live.live - before - held - context
+        seen = 0 if rotated is None else rotated.keys[0].nbytes + rotated.values[0].nbytes
         del past, rotated
 
         def noise(chunk: int, draw: int, shape: Sequence[int]) -> Tensor:
@@ -214,7 +223,7 @@ def _passes(model: Model, dtype: torch.dtype, batch: int, storage: Storage) -> t
         next(rollout)
         beside = live.peak - before - held - context - shown
     layers = model.network.config["num_layers"]
-    return layers * held, layers * context, layers * shown, beside
+    return layers * held, layers * context, layers * shown, layers * seen, beside
 
 
 @dataclass(frozen=True)

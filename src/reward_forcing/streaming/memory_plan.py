@@ -124,7 +124,7 @@ def plan_of(
     if model.decoder is not None:
         numbers = sum(math.prod(part.shape) for part in model.decoder.parameters.values())
         weights[f"tiny decoder {model.decoder.path.stem}"] = numbers * precision.vae.itemsize
-    standing = sum(weights.values()) + needs.standing
+    standing = sum(weights.values()) + needs.standing + (needs.graphed if acceleration.graphs else 0)
     visiting = model.text_layer_bytes if acceleration.offload_text else 0
     if released:
         visiting = model.text_bytes
@@ -183,7 +183,10 @@ def plans_of(
     if preset not in list(Preset):
         raise ValueError(unknown("preset", preset, list(Preset)))
     layers = model.network.config["num_layers"] if device.type == "cuda" else 0
-    asked = [Acceleration.model_validate(how.model_dump() | dict(fixed or {})) for how in _candidates(preset, layers)]
+    fixed = dict(fixed or {})
+    stay = {"offload_blocks": 0} if fixed.get("compile") or fixed.get("graphs") else {}
+    stay |= {"cache": "exact"} if fixed.get("graphs") else {}
+    asked = [Acceleration.model_validate(how.model_dump() | stay | fixed) for how in _candidates(preset, layers)]
     candidates = list(dict.fromkeys(asked))
     precision = precision_on(device, dtype)
     decode_frames = tuple(sorted({1, 3} | {how.decode_frames for how in candidates}))
@@ -201,6 +204,7 @@ def describe_acceleration(how: Acceleration, model: Model) -> str:
         parts.append("text encoder offloaded")
     if how.offload_blocks:
         parts.append(f"{min(how.offload_blocks, layers)} of {layers} blocks offloaded")
+    parts += [name for name, is_on in (("compiled blocks", how.compile), ("CUDA graphs", how.graphs)) if is_on]
     if how.decode_frames < model.settings.chunk_frames:
         parts.append(f"decoding {how.decode_frames} latent frame{'s' * (how.decode_frames > 1)} at a time")
     return ", ".join(parts)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from reward_forcing.checkpoints.tiny_vae import load_tiny_decoder
 from reward_forcing.models.attention import TextContext
+from reward_forcing.models.cuda_graphs import GraphedForward
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.text import TextEncoder
 from reward_forcing.models.vae import FrameDecoder, StreamingVAE
@@ -73,7 +74,8 @@ class StreamingVideoPipeline:
     same kind; several streams may run side by side, for each holds its own cache and decoder state.
 
     world: the processes that make every video together, each with a pipeline like this one on which the same is called
-    in the same order; see `streaming.processes`. storage: how caches keep the local past.
+    in the same order; see `streaming.processes`. storage: how caches keep the local past. graphed: computes the passes
+    of all streams in place of the transformer, of which it is.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class StreamingVideoPipeline:
         decoder: FrameDecoder | None = None,
         world: World = ALONE,
         storage: Storage = "exact",
+        graphed: GraphedForward | None = None,
     ) -> None:
         share_network(transformer, world)
         self.world = world
@@ -92,6 +95,7 @@ class StreamingVideoPipeline:
         self.transformer = transformer
         self.vae = vae if world.size == 1 else SharedVAE(vae, world)
         self.decoder = decoder
+        self.graphed = graphed
         self.text_encoder = text_encoder
         self.settings = settings
         self.geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, transformer.patch)
@@ -142,6 +146,7 @@ class StreamingVideoPipeline:
         check_divides(folder, world)
         how = from_first(acceleration or Acceleration(), world)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        how.check(device, world.size)
         if folder.trained_for not in (None, folder.settings.method):
             logger.warning(
                 f"this model's weights were trained for the method '{folder.trained_for}', not for "
@@ -162,7 +167,8 @@ class StreamingVideoPipeline:
         if folder.decoder is not None:
             decoder = load_tiny_decoder(folder.decoder, dtype, decodes_on)
             decoder.pass_frames = how.decode_frames
-        return cls(transformer, vae, text_encoder, folder.settings, decoder, world, how.cache)
+        graphed = GraphedForward(transformer) if how.graphs else None
+        return cls(transformer, vae, text_encoder, folder.settings, decoder, world, how.cache, graphed)
 
     def save_pretrained(self, out: str | Path, model_card: str = "", dtype: torch.dtype | None = None) -> Path:
         """`out`, now a model folder of this pipeline; dtype None stores networks as they are loaded.
@@ -221,7 +227,8 @@ class StreamingVideoPipeline:
         shape = (channels, geometry.latent_height, geometry.latent_width)
 
         def make_rollout(text: TextContext) -> Rollout:
-            denoiser, cache = Denoiser(self.transformer), KVCache.empty(self.settings.cache, self.storage)
+            denoiser = Denoiser(self.transformer, self.graphed)
+            cache = KVCache.empty(self.settings.cache, self.storage)
             enters = {"context_noise": self.settings.context_noise, "clean_pass": self.settings.clean_pass}
             where = {"device": weight.device, "dtype": weight.dtype}
             passes = self.settings.passes()
