@@ -9,6 +9,7 @@ from commands import rforce
 from models.tape import Tapes
 
 from reward_forcing.benchmarks.work import held_bytes
+from reward_forcing.models import rope
 from reward_forcing.models.cuda_graphs import GraphedForward
 from reward_forcing.models.tiny_vae import TinyVAE
 from reward_forcing.rollout import Storage
@@ -109,6 +110,18 @@ def test_a_tiny_decoder_saves_memory_at_480p(small_1_3b: Model, tmp_path: Path) 
     plain, less = (next(plans_of(model, "quality", CUDA)) for model in (small_1_3b, tiny))
     assert round(less.needs.state / 2**20) == 64  # as docs/performance.md says
     assert less.stages["decode"] < plain.stages["decode"] - 2 * GIB
+
+
+def test_a_plan_is_the_same_when_rope_angles_are_known_already() -> None:
+    """A lean cache shows nothing rotated, so that it meets the angles later than the exact one does."""
+    model, precision = model_of_folder(open_model_folder("mini")), precision_on(CPU)
+    alone, after_another = [], []
+    for storage in get_args(Storage):
+        rope._rotation.cache_clear()
+        alone.append(needs_of.__wrapped__(model, precision, storage=storage))
+    for storage in get_args(Storage):
+        after_another.append(needs_of.__wrapped__(model, precision, storage=storage))
+    assert after_another == alone
 
 
 def test_keys_and_values_that_wait_for_the_next_chunk_are_planned(tiny_model_folder: Path) -> None:

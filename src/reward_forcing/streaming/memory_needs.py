@@ -200,7 +200,9 @@ def _passes(model: Model, dtype: torch.dtype, batch: int, storage: Storage) -> t
     shape = (config["in_channels"], geometry.latent_height, geometry.latent_width)
     denoiser, shown_frames = Denoiser(network), settings.chunks_at_once * settings.chunk_frames
     past = _filled(model, dtype, batch, 1, storage).past(shown_frames)
-    _ = past and denoiser.rotate(past, shape[1:])  # whose angles are computed once for good
+    if past is not None:  # angles are computed once for good
+        denoiser.rotate(past, shape[1:])
+        network.rotation_at(past.query_positions, shape[1:], network.patch_embedding.weight.device)
     with LiveBytes() as live:
         before = live.live
         cache = _filled(model, dtype, batch, 1, storage)
