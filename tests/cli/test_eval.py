@@ -118,6 +118,12 @@ def test_switches_are_judged_with_a_tiny_decoder_too(
     assert json.loads((tmp_path / "results.json").read_text())["decoder"] == "taetiny.pth"
 
 
+def test_switches_are_judged_with_changed_numbers(tmp_path: Path, tiny_model_folder: Path) -> None:
+    arguments = ("--model", tiny_model_folder, "--prompts", 1, "--sheet", 0, "--out", tmp_path)
+    assert rforce("switches", *arguments, "--set", "denoising_steps=[1000]") == 0
+    assert json.loads((tmp_path / "results.json").read_text())["streaming"]["denoising_steps"] == [1000]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -66,9 +66,11 @@ def test_another_checkpoint_of_a_student_is_judged_in_its_place(
     with torch.no_grad():
         network.proj_out.weight.neg_()
     save_transformer(network, other)
-    for name, more in (("own", ()), ("other", ("--weights", other))):
+    for name, more in (("own", ()), ("other", ("--weights", other)), ("fewer", ("--set", "denoising_steps=[1000]"))):
         assert rforce(*small, *more, "--out", tmp_path / f"judged_{name}") == 0
-    own, judged = (results(tmp_path / f"judged_{name}") for name in ("own", "other"))
+    own, judged, fewer = (results(tmp_path / f"judged_{name}") for name in ("own", "other", "fewer"))
+    assert fewer["recipe"]["streaming"]["denoising_steps"] == [1000]
+    assert own["clips"][0]["parts"] != fewer["clips"][0]["parts"]
     assert own["recipe"]["weights"]["transformer"] != judged["recipe"]["weights"]["transformer"]
     assert own["recipe"]["weights"]["vae"] == judged["recipe"]["weights"]["vae"]
     assert own["clips"][0]["parts"] != judged["clips"][0]["parts"]
@@ -174,6 +176,8 @@ def test_the_vae_sees_long_clips_as_one_stream(tiny_model_folder: Path) -> None:
         (["--teacher", "none", "--rendered"], "exclude each other"),
         (["--only-vae", "--vae", "none"], "no VAE in 'none'"),
         (["--steps", "3"], "--steps would change nothing when judging the student"),
+        (["--rendered", "--set", "window_frames=6"], "--set would change nothing when judging the rendered"),
+        (["--set", "windows=6"], "windows"),
         (["--rendered", "--vae", "none"], "--vae would change nothing when judging the rendered"),
         (["--teacher", "none", "--seconds", "60"], "makes a clip as a whole: at most 10 s, got 60"),
         (["--seconds", "0"], "--seconds must be positive"),

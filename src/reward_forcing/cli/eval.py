@@ -40,6 +40,7 @@ def switches(
     model: Model = "mini",
     method: Method = None,
     decoder: Decoder = None,
+    changes: eval_world.Changes = None,
     prompts: Annotated[int, typer.Option(min=1, help="Pairs of prompts.")] = 64,
     seed: Seed = 0,
     batch: Batch = 8,
@@ -50,7 +51,7 @@ def switches(
     from reward_forcing.streaming.model_folder import open_model_folder
     from reward_forcing.streaming.pipeline import StreamingVideoPipeline
 
-    folder = open_model_folder(model, method, decoder=decoder)
+    folder = open_model_folder(model, method, None, changes or (), decoder)
     pipeline = StreamingVideoPipeline.load(folder)
     geometry = pipeline.geometry
     at, settled = SWITCH_FRAME / geometry.fps, SWITCH_FRAME + geometry.temporal_factor * geometry.chunk_frames
@@ -68,7 +69,7 @@ def switches(
             rows += list(clips[: max(0, sheet - len(rows))])
             progress.advance(first + len(piece))
     results: dict[str, Any] = {
-        "model": model, "method": method, "decoder": folder.decoder_name,
+        "model": model, "method": method, "decoder": folder.decoder_name, "streaming": folder.settings.recorded(),
         "switch_frame": SWITCH_FRAME, "judged_from_frame": settled, "seed": seed,
         "prompts": prompts, "summary": summarise([verdict.right for verdict in verdicts]),
         "clips": [verdict.as_json() | {"first": prompt.first, "changed": prompt.changed}

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from reward_forcing.streaming.model_folder import ModelFolder
 
 OPTIONS = {
-    "student": {"method", "weights", "decoder"},
+    "student": {"method", "weights", "decoder", "set"},
     "teacher": {"vae", "text", "steps", "guidance", "shift"},
     "vae": {"vae"},
     "rendered": set[str](),
 }
 """What can be judged, and the options that only some of it takes."""
+
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a number of how the model streams. Repeatable.")
+]
 
 
 def world(
@@ -32,6 +36,7 @@ def world(
     weights: Annotated[str | None, typer.Option(help="Checkpoint in place of the model's transformer.")] = None,
     method: Annotated[str | None, typer.Option(help="How it streams; see rforce schedule.")] = None,
     decoder: Decoder = None,
+    changes: Changes = None,
     teacher: Annotated[
         Path | None, typer.Option(help="Judge this bidirectional transformer/ folder in place of the model's student.")
     ] = None,
@@ -65,8 +70,9 @@ def world(
     options = {"steps": steps, "guidance": guidance, "shift": shift}
     options = {name: value for name, value in options.items() if value is not None}
     others = {"vae": vae, "text": text, "method": method, "weights": weights, "decoder": decoder}
+    others["set"] = changes or None
     _check_options(kind, {*options, *(name for name, value in others.items() if value is not None)})
-    folder = open_model_folder(model, method, weights, decoder=decoder)
+    folder = open_model_folder(model, method, weights, changes or (), decoder)
     _check_clips(kind, folder, seconds)
     sampling = TeacherSampling.model_validate(options) if kind == "teacher" else None
     parts = _parts(kind, folder, teacher, vae or folder.path / "vae", text or folder.path)
