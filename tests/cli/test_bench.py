@@ -107,6 +107,7 @@ def test_the_schema_is_printed() -> None:
         (("decoder", "--decoder", "nowhere.pth"), "no file, folder or bundled model 'nowhere.pth'"),
         (("decoder", "--model", "A", "--decoder", "a.pth"), "'A' is a transformer only"),
         (("--device", "gpu"), "must be cpu, cuda or cuda:N"),
+        (("--graphs", "--device", "cpu"), "graphs=true needs an NVIDIA GPU"),
         (("sweep", "--over", "widow"), "did you mean 'window'"),
         (("quality", "--change", "weights=int9"), "int8"),
         (("quality", "--change", "weights=fp8-dynamic", "--device", "cpu"), "multiplies float8"),

@@ -20,7 +20,7 @@ from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.sizes import WAN_1_3B, Size
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise
-from reward_forcing.streaming.acceleration import Weights
+from reward_forcing.streaming.acceleration import Acceleration, Weights
 from reward_forcing.streaming.methods import Method, method_named, streaming_settings
 from reward_forcing.streaming.model_folder import open_model_folder
 from reward_forcing.streaming.pipeline import StreamingVideoPipeline, read_text
@@ -215,16 +215,18 @@ def open_subject(
     decoder: str | None = None,
     text_tokens: int = TEXT_TOKENS,
     compiled: bool = False,
+    graphs: bool = False,
 ) -> Subject:
     """A configuration of `CONFIGS` with random weights, or a model folder's transformer, ready to be measured.
 
     changes: of the method, as `window_frames=6`. The output projection, which untrained networks have at zero, is drawn
     like the others: an error would not show otherwise. decoder: a tiny one for a model folder's frames. text_tokens:
     of a random network's prompt, the rest of its `TEXT_LENGTH` is padding. compiled: the fast path runs compiled
-    blocks.
-    Raises what `check_subject` raises.
+    blocks. graphs: and replays its passes as CUDA graphs.
+    Raises what `check_subject` raises, and ValueError for graphs without a GPU.
     """
     check_subject(model, precision, method, changes, decoder)
+    Acceleration(graphs=graphs).check(torch.device(device))
     seeds, pipeline = tuple(range(seed, seed + batch)), None
     if model in CONFIGS:
         config = CONFIGS[model]
@@ -242,9 +244,11 @@ def open_subject(
     text = text.to(device, network.condition_embedder.text_embedder.linear_1.weight.dtype)
     if compiled:
         network.compile_blocks()
-    return Subject(
-        model, network, numbers, numbers.method, precision, latent_size, text, seeds, pipeline, compiled=compiled
-    )
+    graphed = GraphedForward(network) if graphs else None
+    if pipeline is not None:
+        pipeline.graphed = graphed
+    how = {"compiled": compiled, "graphed": graphed}
+    return Subject(model, network, numbers, numbers.method, precision, latent_size, text, seeds, pipeline, **how)
 
 
 def random_network(size: Size, seed: int, device: torch.device | str = "cpu") -> WanDiT:

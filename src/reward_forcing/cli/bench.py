@@ -32,6 +32,7 @@ TINY_DECODER = "Tiny decoder (TAEHV) in place of the model's for its frames."
 Device = Annotated[str | None, typer.Option(help="cpu or cuda. [default: a GPU where there is one]")]
 Text = Annotated[int, typer.Option(min=0, max=512, help="Tokens of a random network's prompt, of 512.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks; on a CPU it takes a C++ compiler.")]
+Graphs = Annotated[bool, typer.Option("--graphs", help="Replay passes as CUDA graphs; it takes an NVIDIA GPU.")]
 Out = Annotated[Path, typer.Option(help="The record, written after every result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record instead of lines.")]
 
@@ -53,6 +54,7 @@ def bench(
     device: Device = None,
     text_tokens: Text = 120,
     compiled: Compile = False,
+    graphs: Graphs = False,
     out: Out = DEFAULT_OUT,
     as_json: AsJson = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the record's JSON schema and stop.")] = False,
@@ -69,7 +71,7 @@ def bench(
         print(bench_schema(), end="")
         return
     opponents = _opponents(against)
-    how = {"decoder": decoder, "text_tokens": text_tokens, "compiled": compiled}
+    how = {"decoder": decoder, "text_tokens": text_tokens, "compiled": compiled, "graphs": graphs}
     subject, recorder = _open(out, model, precision, method, changes, seed, batch, device, **how)
     for opponent in opponents:
         try:
@@ -112,6 +114,7 @@ def sweep(
     device: Device = None,
     text_tokens: Text = 120,
     compiled: Compile = False,
+    graphs: Graphs = False,
     out: Out = DEFAULT_OUT,
     plot: Annotated[Path | None, typer.Option(help="A picture, .png or .svg. [default: beside --out]")] = None,
     as_json: AsJson = False,
@@ -124,7 +127,7 @@ def sweep(
     if over not in LABELS:
         raise ValueError(unknown("sweep", over, LABELS))
     wanted = DEFAULTS[over] if values is None else tuple(value.strip() for value in values.split(","))
-    how = {"text_tokens": text_tokens, "compiled": compiled}
+    how = {"text_tokens": text_tokens, "compiled": compiled, "graphs": graphs}
     subject, recorder = _open(out, model, precision, method, changes, seed, batch, device, **how)
     check_values(subject, over, wanted)
 
@@ -258,9 +261,11 @@ def _open(
     """The subject and the record, everything checked before weights are made or read. how: see `open_subject`."""
     from reward_forcing.benchmarks.record import Recorder
     from reward_forcing.benchmarks.subjects import check_subject, open_subject
+    from reward_forcing.streaming.acceleration import Acceleration
 
     where, changes = _where(device), changes or []
     check_subject(model, precision, method, changes, how.get("decoder"))
+    Acceleration(graphs=how.get("graphs", False)).check(where)
     recorder = Recorder(out, f"rforce {shlex.join(sys.argv[1:])}", seed)
     return open_subject(model, precision, method, changes, seed, batch, where, **how), recorder
 
