@@ -340,6 +340,15 @@ def test_the_running_scale_of_groups_is_the_deviation_within_prompts() -> None:
     torch.testing.assert_close(weights[:2], weights[2:])
 
 
+def test_the_teacher_is_guided_within_the_range_of_noise_levels_only(make: Make) -> None:
+    guided, alone = loss_of(make())[0].item(), loss_of(make(guidance=1.0))[0].item()
+    assert guided != pytest.approx(alone, rel=1e-4), "guidance must matter for the test to tell"
+    assert loss_of(make(guidance_range=(0.01, 0.99)))[0].item() == pytest.approx(guided, rel=1e-6)
+    assert loss_of(make(guidance_range=(0.99, 1.0)))[0].item() == pytest.approx(alone, rel=1e-6)
+    weights = make(guidance=3.0, guidance_range=(0.2, 0.9))._guidance(torch.tensor([0.1, 0.2, 0.5, 0.9, 0.95]))
+    assert weights.flatten().tolist() == [1.0, 3.0, 3.0, 3.0, 1.0]
+
+
 @pytest.mark.parametrize(("rated_in", "exact"), [("fp32", True), ("bf16", False)])
 def test_what_weights_samples_is_decoded_in_the_precision_asked_for(make: Make, rated_in: str, exact: bool) -> None:
     stage, seen = make(ReDmdStage, rated_in=rated_in), []
@@ -363,6 +372,7 @@ def test_what_weights_samples_is_decoded_in_the_precision_asked_for(make: Make, 
         ({"watched": {"trained": BRIGHTNESS}}, "cannot be called 'trained'"),
         ({"beta": 0.0}, "beta"),
         ({"longest_frames": 8}, "longest_frames=8"),
+        ({"guidance_range": [0.9, 0.2]}, "give the lower noise level first"),
     ],
 )
 def test_bad_settings_are_refused(make: Make, changes: dict[str, Any], message: str) -> None:

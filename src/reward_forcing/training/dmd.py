@@ -57,15 +57,16 @@ class DmdSettings(RolloutSettings):
     rollout longer than `frames` the first scored frame is encoded anew as the single frame that begins a clip, and the
     first scored chunk has no gradient (Self Forcing). kv_grad: see `rollout.KVGrad`. latent_size: rows and columns of a
     latent frame. guidance: the teacher's CFG weight, in the usual convention (the reference's 3.0 is 4.0 here).
-    generator_every: critic updates per generator update. score_shift, score_range: where on the noise axis the scores
-    are compared. Where a prompt is switched all three networks read each frame's own prompt. long: videos run on from
-    update to update instead (LongLive's streaming long tuning, see `long_tuning`); switch_share is then that of the
-    videos, and a clip is scored with the prompt of its new frames, which alone count for both roles.
-    first_frame_weight: factor of the gradient of the first latent frame, which is a single pixel frame and has no past
-    to go by. prompts: a file with a prompt in each line, in place of `captions` captions of the world; its last
-    `validation_prompts` are not trained with. negative_prompt: what guidance leads away from. watched: rewards that
-    nothing optimises, by name; whenever samples are drawn they rate `watch_clips` clips of validation prompts. fps: of
-    the decoded frames.
+    guidance_range: the noise levels at which the teacher is guided; at others its conditional prediction stands alone
+    (guidance in a limited interval, arXiv 2404.07724). generator_every: critic updates per generator update.
+    score_shift, score_range: where on the noise axis the scores are compared. Where a prompt is switched all three
+    networks read each frame's own prompt. long: videos run on from update to update instead (LongLive's streaming long
+    tuning, see `long_tuning`); switch_share is then that of the videos, and a clip is scored with the prompt of its new
+    frames, which alone count for both roles. first_frame_weight: factor of the gradient of the first latent frame,
+    which is a single pixel frame and has no past to go by. prompts: a file with a prompt in each line, in place of
+    `captions` captions of the world; its last `validation_prompts` are not trained with. negative_prompt: what guidance
+    leads away from. watched: rewards that nothing optimises, by name; whenever samples are drawn they rate
+    `watch_clips` clips of validation prompts. fps: of the decoded frames.
     """
 
     stage: Literal["dmd"] = "dmd"
@@ -78,6 +79,7 @@ class DmdSettings(RolloutSettings):
     kv_grad: KVGrad = "none"
     latent_size: tuple[PositiveInt, PositiveInt] = (8, 8)
     guidance: float = 4.0
+    guidance_range: tuple[float, float] = (0.0, 1.0)
     generator_every: PositiveInt = 5
     score_shift: PositiveFloat = 5.0
     score_range: tuple[float, float] = (0.02, 0.98)
@@ -90,6 +92,13 @@ class DmdSettings(RolloutSettings):
     watched: dict[str, RewardSettings] = Field(default_factory=dict)
     watch_clips: int = Field(16, ge=2)
     fps: PositiveFloat = 16.0
+
+    @model_validator(mode="after")
+    def _some_noise_is_guided(self) -> Self:
+        low, high = self.guidance_range
+        if not low < high:
+            raise ValueError(f"guidance_range={self.guidance_range} is no range; give the lower noise level first")
+        return self
 
     @model_validator(mode="after")
     def _videos_run_on_chunk_by_chunk(self) -> Self:
@@ -305,13 +314,21 @@ class DmdStage(Stage[DmdSettingsT]):
             noisy = add_noise(x, noise, sigma)
             real_text = prompts.text(self.real_score, frames)
             null = self.real_score.encode_text(self.prompts([self.settings.negative_prompt])).expand(len(x))
-            real = guided_x0(Denoiser(self.real_score), noisy, levels, real_text, null, self.settings.guidance)
+            real = guided_x0(Denoiser(self.real_score), noisy, levels, real_text, null, self._guidance(sigma))
             fake = Denoiser(self.fake_score)(noisy, levels, prompts.text(self.fake_score, frames)).x0
             gradient = dmd_gradient(x, real, fake)
             gradient[:, 0] *= self.settings.first_frame_weight
         motion = (x[:, 1:] - x[:, :-1]).detach().abs().mean()
         metrics = {"gradient": gradient.abs().mean(), "motion": motion, "sink_updates": float(rolled.sink_updates)}
         return dmd_loss(x, gradient, weight, rolled.mask), metrics
+
+    def _guidance(self, sigma: Tensor) -> float | Tensor:
+        """The teacher's guidance at noise levels sigma [B]."""
+        low, high = self.settings.guidance_range
+        if low <= 0 and high >= 1:
+            return self.settings.guidance
+        weight = torch.where((sigma >= low) & (sigma <= high), self.settings.guidance, 1.0)
+        return weight[:, None, None, None, None]
 
     def _critic_loss(
         self, rolled: Rolled, sigma: Tensor, noise: Tensor, prompts: PromptTimeline, weight: Tensor | None

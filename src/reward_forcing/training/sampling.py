@@ -18,7 +18,7 @@ from reward_forcing.rollout.rollout import Rollout
 from reward_forcing.rollout.schedule import chunkwise
 
 
-def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+def guide(conditional: Tensor, unconditional: Tensor, guidance: float | Tensor) -> Tensor:
     """Clean latents, or a velocity, with guidance: u + g (c - u); g = 1 is the conditional alone.
 
     The usual convention; Self Forcing's and Reward Forcing's `guidance_scale` 3.0, added on top, is g = 4 here.
@@ -26,10 +26,13 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor
     return unconditional + guidance * (conditional - unconditional)
 
 
-def guided_x0(denoiser: Denoiser, x: Tensor, sigma: Tensor, text: Text, null: Text, guidance: float) -> Tensor:
-    """Clean latents [B, F, C, h, w] with guidance, of noisy latents x at noise level sigma [F] or [B, F]."""
+def guided_x0(denoiser: Denoiser, x: Tensor, sigma: Tensor, text: Text, null: Text, guidance: float | Tensor) -> Tensor:
+    """Clean latents [B, F, C, h, w] with guidance, of noisy latents x at noise level sigma [F] or [B, F].
+
+    guidance: one number, or one for each sample [B, 1, 1, 1, 1].
+    """
     conditional = denoiser(x, sigma, text).x0
-    if guidance == 1.0:
+    if isinstance(guidance, float) and guidance == 1.0:
         return conditional
     return guide(conditional, denoiser(x, sigma, null).x0, guidance)
 
