@@ -18,7 +18,8 @@ train 4_teacher
 train 5_teacher_longer
 train 6_causal
 train 8_re_dmd
-"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/8_re_dmd/final/transformer \
+train 9_re_dmd_longer
+"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/9_re_dmd_longer/final/transformer \
   --teacher $TEACHER --vae $VAE --text $TEXT --settings configs/generate/mini.yaml --card configs/generate/mini_card.md
 train video_features  # what `rforce eval run` measures distances in
 rm -rf src/reward_forcing/assets/video_features
