@@ -39,6 +39,15 @@ def test_slightly_blurred_clips_are_still_read() -> None:
     assert np.mean(right) > 0.85
 
 
+@pytest.mark.parametrize(("swing", "kind"), [(5, "pulse"), (16, "bounce")])
+def test_what_swells_more_than_it_travels_pulses(swing: int, kind: str) -> None:
+    """A pulse of radius 9 to 21 pixels whose centre goes up and down as well, by 10 pixels or by 32."""
+    scene = Scene("pulse", shape="square", background="blue", size="big", x=0.5, y=0.5)
+    shifts = np.round(swing * np.sin(np.arange(81) / 5)).astype(int)
+    frames = np.stack([np.roll(frame, by, axis=0) for frame, by in zip(render(scene, 81), shifts, strict=True)])
+    assert see(frames).kind == kind
+
+
 def test_a_frozen_clip_is_still() -> None:
     frames = np.repeat(render(Scene("bounce", setting="floor", background="blue"), 1), 40, axis=0)
     seen = see(frames)

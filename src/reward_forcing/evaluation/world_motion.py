@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from reward_forcing.evaluation.world_regions import Array, Pixels, Region
+from reward_forcing.evaluation.world_regions import Array, Pixels, Region, radius_of
 
 
 def motion_of(objects: list[list[Region]], count: int, shapes: tuple[str, ...]) -> tuple[str, str]:
@@ -21,11 +21,12 @@ def motion_of(objects: list[list[Region]], count: int, shapes: tuple[str, ...]) 
     if len(whole) < 6:
         return "unclear", ""
     wide, high = _span([r.x for r in whole]), _span([r.y for r in whole])
+    stays = max(wide, high) < 0.11
     areas = np.array([r.area for r in whole])
-    swelling = float(np.percentile(areas, 92) / max(np.percentile(areas, 8), 1e-6))
-    if wide < 0.11 and high < 0.11:
-        if swelling > 1.8:
-            return "pulse", ""
+    swells = np.percentile(areas, 92) > 1.8 * max(np.percentile(areas, 8), 1e-6)
+    if swells and (stays or _span([radius_of(r, shapes[0]) for r in whole]) > max(wide, high)):
+        return "pulse", ""  # the outline moves more by swelling than by going somewhere
+    if stays:
         return _spin(whole, shapes[0])
     horizontal, vertical = _steadiness(x), _steadiness(y)
     if high < 0.09:
