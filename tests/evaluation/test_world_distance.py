@@ -51,13 +51,13 @@ def test_rendered_clips_are_near_and_wrong_ones_are_far() -> None:
 
 @pytest.mark.parametrize("defect", ["freeze", "blur", "tint drift"])
 def test_graded_defects_are_ranked(defect: str) -> None:
-    clips = [render(scene, 81) for scene in SCENES]
+    clips = [render(prompt.scene, 81) for prompt in held_out_prompts(96)]
     levels = DEFECTS[defect].levels[0], DEFECTS[defect].levels[-2], DEFECTS[defect].levels[-1]
     found = [distances([[list(features_of(DEFECTS[defect].apply(clip, level)))] for clip in clips]) for level in levels]
     for name in (FRECHET, KERNEL):
         values = [one[name].value for one in found]
         assert values == sorted(values), (name, values)
-        assert values[-1] > found[0][name].high
+        assert values[-1] > 1.2 * values[0], (name, values)
 
 
 def test_a_few_clips_have_no_frechet_distance() -> None:
