@@ -16,7 +16,7 @@ import typer
 
 from reward_forcing.data.dataset import clip, world_scene
 from reward_forcing.data.palette import BACKGROUND_COLOURS, OBJECT_COLOURS, Colour, distance
-from reward_forcing.data.scenes import FPS, KINDS, SIZES, SPEEDS, Scene, Sprite, sprites
+from reward_forcing.data.scenes import FPS, KINDS, SIZES, Scene, Sprite, sprites
 from reward_forcing.evaluation.metrics import Rhythm, measure
 from reward_forcing.evaluation.metrics.clips import Pixels
 from reward_forcing.evaluation.metrics.defects import DEFECTS
@@ -44,7 +44,7 @@ class Truth:
 def speed(scene: Scene, frames: int) -> float:
     """Mean over time of the fastest object's speed in widths per second: travel, growth and, unless round, turning."""
     if scene.kind == "pan":
-        return NEAREST_HILLS * SPEEDS[scene.speed]
+        return NEAREST_HILLS * scene.rate
     t = np.arange(0, frames, FPS // PAIRS_PER_SECOND) / FPS
     return float(np.max([_speeds(sprite) for sprite in sprites(scene, t)], axis=0).mean() * PAIRS_PER_SECOND)
 

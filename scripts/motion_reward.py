@@ -1,10 +1,11 @@
 """Checks the motion reward on the procedural world, whose true motion is known, and measures its mean and deviation.
 
-Four things, on clips with an object or a pan: the rank correlation with the true speed over held-out clips; whether one
-scene at three speeds is put in order, as rendered and after the bundled VAE; how the score reacts to graded defects,
-with the share of clips where a defect raises it; and mean and standard deviation over validation clips, the constants
-of the z-score. Writes one line per clip to clips.jsonl, so that the same command goes on where it was stopped and new
-weights are tried without measuring again, and then motion_reward.json and motion_reward.md.
+Five things, on clips with an object or a pan: the rank correlation with the true speed over held-out clips; the
+correlation among clips of one prompt, which differ in what it leaves open, as weights within a prompt need it; whether
+one scene at three speeds is put in order, both as rendered and after the bundled VAE; how the score reacts to graded
+defects, with the share of clips where a defect raises it; and mean and standard deviation over validation clips, the
+constants of the z-score. Writes one line per clip to clips.jsonl, so that the same command goes on where it was stopped
+and new weights are tried without measuring again, and then motion_reward.json and motion_reward.md.
 """
 
 import json
@@ -21,7 +22,7 @@ from metric_correlations import speed
 
 from reward_forcing.data.dataset import world_scene
 from reward_forcing.data.palette import OBJECT_COLOURS, distance
-from reward_forcing.data.scenes import FPS, KINDS, SHAPES, SPEEDS, Scene, render
+from reward_forcing.data.scenes import FPS, KINDS, SHAPES, SPEEDS, Scene, render, untold
 from reward_forcing.evaluation.metrics.defects import DEFECTS
 from reward_forcing.evaluation.statistics import spearman
 from reward_forcing.optical_flow import Array, Pixels
@@ -30,6 +31,8 @@ from reward_forcing.rewards.motion import MotionReward, MotionTerms, motion_term
 GRADED = ("freeze", "flicker", "jitter", "noise", "blur", "copied first frame")
 LEVELS = {"shake": (0.005, 0.01, 0.02, 0.04), "morph": (0.25, 0.5, 1), "duplicate": (0.25, 0.5, 1)}
 """Strengths of the defects made here: shorter sides; share of the way to the other object; opacity of the copy."""
+ALIKE = 4
+"""Clips of one prompt."""
 RISE = 0.01
 """A defect counts as rewarded where it raises the score by more than this share of the standard deviation."""
 
@@ -94,7 +97,7 @@ def defects(scene: Scene, clean: Pixels) -> Iterator[tuple[str, float, Pixels]]:
 def examine(scene: Scene, frames: int, size: int, graded: Callable[[Pixels], Pixels] | None) -> dict[str, Any]:
     """All that is kept of a clip: its kind, true speed, cost in seconds, and terms as rendered and in variants.
 
-    graded: the VAE's round trip, for clips that are also given speeds and defects.
+    graded: the VAE's round trip, for clips that are also given speeds, siblings and defects.
     """
     clean = render(scene, frames, size)
     start = process_time()
@@ -104,9 +107,27 @@ def examine(scene: Scene, frames: int, size: int, graded: Callable[[Pixels], Pix
         paces = {name: render(replace(scene, speed=name), frames, size) for name in SPEEDS}
         found["paces"] = {name: kept(motion_terms(pace, FPS)) for name, pace in paces.items()}
         found["decoded"] = {name: kept(motion_terms(graded(pace), FPS)) for name, pace in paces.items()}
+        siblings = [(speed(other, frames), render(other, frames, size)) for other in alike(scene)]
+        found["alike"] = [(pace, kept(motion_terms(clip, FPS))) for pace, clip in siblings]
+        found["alike_decoded"] = [(pace, kept(motion_terms(graded(clip), FPS))) for pace, clip in siblings]
         made = defects(scene, clean)
         found["defects"] = [(name, level, kept(motion_terms(clip, FPS))) for name, level, clip in made]
     return found
+
+
+def alike(scene: Scene) -> list[Scene]:
+    """Scenes of the same prompt, which differ in all that it leaves open but the speed's name."""
+    rng, sign = np.random.default_rng([scene.seed, 2]), -1 if scene.direction == "clockwise" else 1
+    return [
+        replace(
+            scene,
+            x=float(rng.uniform(0.36, 0.64)),
+            y=float(rng.uniform(0.36, 0.64)),
+            phase=sign * float(rng.uniform(*KINDS[scene.kind].phases)),
+            **untold(rng),
+        )
+        for _ in range(ALIKE)
+    ]
 
 
 def kept(terms: MotionTerms) -> dict[str, list[float]]:
@@ -140,6 +161,17 @@ def order_of(clips: list[dict[str, Any]], name: str, score: Callable[..., float]
             "in_order": float(np.mean((slow < normal) & (normal < fast)))}  # fmt: skip
 
 
+def correlation_within(clips: list[dict[str, Any]], name: str, score: Callable[..., float]) -> dict[str, float]:
+    """How the score follows the true speed among clips of one prompt, both in shares of their prompt's mean.
+
+    name: 'alike', or 'alike_decoded' by the VAE. deviation: of the score within a prompt, in those shares.
+    """
+    rows = np.array([[(pace, score(terms)) for pace, terms in clip[name]] for clip in clips])
+    speeds, scores = (rows / np.maximum(rows.mean(axis=1, keepdims=True), 1e-6) - 1).reshape(-1, 2).T
+    return {"clips": len(scores), "pearson": float(np.corrcoef(speeds, scores)[0, 1]),
+            "spearman": spearman(speeds, scores), "deviation": float(scores.std())}  # fmt: skip
+
+
 def summary(reward: MotionReward, kept_clips: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Mean and deviation on validation clips, correlation with the true speed, order of paces, and reactions."""
     score = scores_of(reward)
@@ -157,6 +189,8 @@ def summary(reward: MotionReward, kept_clips: dict[str, list[dict[str, Any]]]) -
             kind: {"clips": len(at), "spearman": spearman([speeds[i] for i in at], [scores[i] for i in at])}
             for kind, at in kinds.items() if len(at) > 2
         },
+        "within": correlation_within(graded, "alike", score),
+        "within_after_vae": correlation_within(graded, "alike_decoded", score),
         "order": orders["paces"], "order_after_vae": orders["decoded"],
         "defects": defect_rows(graded, score, float(plain.std())),
         "milliseconds_per_clip": 1000 * float(np.median([clip["seconds"] for clip in held])),
@@ -169,6 +203,14 @@ def in_words(where: str, order: dict[str, float]) -> str:
     return f"The same scene at three speeds ({order['clips']} scenes, {where}): {below}."
 
 
+def within_in_words(where: str, row: dict[str, float]) -> str:
+    """A sentence on how the score follows the true speed among clips of one prompt."""
+    return (
+        f"Among {ALIKE} clips of one prompt ({row['clips']} clips, {where}): r {row['pearson']:+.2f} and rho "
+        f"{row['spearman']:+.2f} with the true speed; the score varies by {100 * row['deviation']:.0f} % of its mean."
+    )
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The summary as a page."""
     speeds = found["speed"]
@@ -178,10 +220,10 @@ def markdown(found: dict[str, Any]) -> str:
         f"clips). {found['milliseconds_per_clip']:.0f} ms of one core for a clip.",
         f"Spearman's rho with the true speed: {speeds['spearman']:+.2f} ({speeds['clips']} held-out clips); by kind: "
         f"{by_kind}.",
-        *(
-            in_words(where, found[name])
-            for where, name in (("rendered", "order"), ("decoded by the bundled VAE", "order_after_vae"))
-        ),
+        within_in_words("rendered", found["within"]),
+        within_in_words("decoded by the bundled VAE", found["within_after_vae"]),
+        in_words("rendered", found["order"]),
+        in_words("decoded by the bundled VAE", found["order_after_vae"]),
         "Defects added to a clip: mean change of the score in standard deviations, largest rise, share of clips where "
         f"it rises by more than {RISE:g}.",
     ]
@@ -199,8 +241,10 @@ def main(
     graded: Annotated[int, typer.Option(min=1, help="Held-out clips that are also given speeds and defects.")] = 60,
     frames: Annotated[int, typer.Option(min=27, help="Frames of each clip; 81 are 5 seconds.")] = 81,
     size: Annotated[int, typer.Option(min=16, help="Height and width in pixels.")] = 64,
+    reward: Annotated[list[str] | None, typer.Option(help="Setting of the reward, name=value; repeatable.")] = None,
 ) -> None:
     """The motion reward against the truth of the procedural world."""
+    settings = MotionReward(**{name: float(value) for name, value in (one.split("=") for one in reward or ())})
     out.mkdir(parents=True, exist_ok=True)
     store = out / "clips.jsonl"
     done = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
@@ -219,13 +263,13 @@ def main(
                     continue
                 full = split == "held_out" and len(found) < graded
                 clip = known.get((split, index - 1))
-                if clip is None or (full and "decoded" not in clip):
+                if clip is None or (full and "alike_decoded" not in clip):
                     clip = {"split": split, "index": index - 1, "frames": frames, "size": size}
                     clip |= examine(scene, frames, size, decode if full else None)
                     file.write(json.dumps(clip) + "\n")
                     file.flush()
                 found.append(clip)
-    found = summary(MotionReward(), wanted)
+    found = summary(settings, wanted)
     (out / "motion_reward.json").write_text(json.dumps(found, indent=1))
     (out / "motion_reward.md").write_text(markdown(found))
     typer.echo(markdown(found))

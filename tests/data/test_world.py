@@ -1,6 +1,7 @@
 """The world is deterministic, complete and true to its captions."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from reward_forcing.data.captions import TRAITS, UNSAID, caption, vocabulary
 from reward_forcing.data.dataset import clip, is_held_out, wording, world_scene
 from reward_forcing.data.palette import BACKGROUND_COLOURS, OBJECT_COLOURS, distance
-from reward_forcing.data.scenes import FPS, KINDS, render, sprites
+from reward_forcing.data.scenes import FPS, KINDS, PACES, REACHES, SPEEDS, Scene, render, sprites, untold
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,6 +43,37 @@ def test_objects_move_slowly_enough_for_the_vae(kind: str) -> None:
         for sprite in sprites(world_scene(index, "train", kind), t):
             steps = np.hypot(np.diff(sprite.x), np.diff(sprite.y))
             assert steps[steps < 0.5].max() * 64 < 3.6, "pixels a frame at 64 x 64; larger jumps are returns"
+
+
+@pytest.mark.parametrize("kind", ["bounce", "orbit", "swing", "pulse"])
+def test_how_far_an_object_goes_is_open_and_within_its_range(kind: str) -> None:
+    def extent(scene: Scene) -> float:
+        one = sprites(scene, np.arange(0, 12, 0.05))[-1]
+        return max(float(np.ptp(values)) for values in (one.x, one.y, one.radius))
+
+    scenes = [replace(world_scene(index, "train", kind), size="small", speed="normal") for index in range(60)]
+    shares = [extent(scene) / extent(replace(scene, reach=1.0)) for scene in scenes]
+    assert REACHES[0] - 0.02 < min(shares) < REACHES[0] + 0.1
+    assert REACHES[1] - 0.1 < max(shares) <= REACHES[1]
+    assert np.corrcoef(shares, [scene.reach for scene in scenes])[0, 1] > 0.99
+
+
+def test_every_scene_has_a_pace_of_its_own_that_no_other_speed_reaches() -> None:
+    rates: dict[str, list[float]] = {name: [] for name in SPEEDS}
+    for index in range(400):
+        scene = world_scene(index)
+        rates[scene.speed].append(scene.rate / SPEEDS[scene.speed])
+        assert min(SPEEDS, key=lambda name: abs(np.log(SPEEDS[name] / scene.rate))) == scene.speed
+    for paces in rates.values():
+        assert PACES[0] <= min(paces) < PACES[0] + 0.03
+        assert PACES[1] - 0.03 < max(paces) <= PACES[1]
+
+
+def test_what_a_prompt_leaves_open_has_draws_of_its_own() -> None:
+    drawn = [untold(np.random.default_rng(seed)) for seed in range(300)]
+    assert untold(np.random.default_rng(3)) == drawn[3]
+    assert abs(np.corrcoef([one["pace"] for one in drawn], [one["reach"] for one in drawn])[0, 1]) < 0.15
+    assert world_scene(5).usual == replace(world_scene(5), pace=1.0, reach=0.775)
 
 
 def test_scenes_of_a_split_never_change_and_splits_do_not_share_them() -> None:

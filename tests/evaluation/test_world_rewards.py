@@ -32,7 +32,7 @@ def test_motion_that_is_meant_scores_high_and_a_still_clip_nothing() -> None:
     rater = WorldMotion().load(torch.device("cpu"))
     indices = [i for i in range(40) if world_scene(i, "validation").speed == "normal"][:6]
     prompts = [wording(i, "validation") for i in indices]
-    frames = torch.stack([clip(world_scene(i, "validation"), 81) for i in indices])
+    frames = torch.stack([clip(world_scene(i, "validation").usual, 81) for i in indices])
     moving = rate(WorldMotion(), rater, frames, prompts, 16.0)
     assert 0.7 < float(moving.min()) <= float(moving.max()) < 1.4
     assert float(rate(WorldMotion(), rater, frames[:, :1].expand_as(frames), prompts, 16.0).max()) < 0.01

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from reward_forcing.data.scenes import KINDS, render
+from reward_forcing.data.scenes import KINDS, REACHES, render
 from reward_forcing.evaluation.metrics.defects import DEFECTS
 from reward_forcing.evaluation.world_suite import Prompt, held_out_prompts
 from reward_forcing.evaluation.world_tracking import MOST, tracked_motion
@@ -15,9 +15,9 @@ OF_OBJECTS = sorted(kind for kind in PROMPTS if KINDS[kind].has_object)
 
 
 def rendered(prompt: Prompt, frames: int = 81, **changes: object) -> np.ndarray:
-    """A clip of what the prompt means, where it names no speed at a normal one."""
+    """A clip of what the prompt means: of the usual motion, where it names no speed at a normal one."""
     speed = prompt.scene.speed if prompt.says["speed"] != "unsaid" else "normal"
-    return render(replace(prompt.scene, **{"speed": speed, **changes}), frames)
+    return render(replace(prompt.scene.usual, **{"speed": speed, **changes}), frames)
 
 
 def motion(clip: np.ndarray, prompt: Prompt) -> float:
@@ -76,10 +76,18 @@ def test_a_speed_counts_against_the_one_that_is_named_or_a_normal_one() -> None:
     prompt = PROMPTS["orbit"]
     named = replace(prompt, scene=replace(prompt.scene, speed="fast"), says=prompt.says | {"speed": "fast"})
     unnamed = replace(named, says=prompt.says | {"speed": "unsaid"})
-    clip = render(named.scene, 81)
+    clip = render(named.scene.usual, 81)
     assert motion(clip, named) == pytest.approx(1, abs=0.02)
     assert motion(clip, unnamed) == pytest.approx(1.5, abs=0.1)
     assert motion(np.ascontiguousarray(clip[::2]), unnamed) == pytest.approx(MOST), "a wild clip is cut"
+
+
+def test_what_no_prompt_tells_counts_against_the_usual() -> None:
+    prompt = PROMPTS["bounce"]
+    narrow, wide = (motion(rendered(prompt, reach=reach), prompt) for reach in REACHES)
+    assert narrow / wide == pytest.approx(REACHES[0] / REACHES[1], abs=0.03)
+    assert narrow < 0.8
+    assert wide > 1.2
 
 
 def test_the_motion_is_told_from_frame_to_frame_and_needs_five() -> None:

@@ -165,6 +165,10 @@ def test_penalties_divide_by_what_exceeds_the_tolerance() -> None:
     for level, share in ((1.0, 1.0), (3.0, 0.5)):
         terms = MotionTerms(np.ones(1), np.full(1, 0.5), softness, np.full(1, level), calm, calm)
         assert reward.score(terms) == pytest.approx(share * (1 - np.exp(-1)))
+    tolerant = MotionReward(speed_scale=0.5, softness=1, tolerated_softness=1.5)
+    for level, share in ((1.2, 1.0), (2.5, 0.5)):
+        terms = MotionTerms(np.ones(1), np.full(1, 0.5), np.full(1, level), calm, calm, calm)
+        assert tolerant.score(terms) == pytest.approx(share * (1 - np.exp(-1)))
 
 
 def test_clips_of_a_batch_are_scored_as_if_alone() -> None:

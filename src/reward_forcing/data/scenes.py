@@ -32,6 +32,10 @@ FLOOR_TOP = 0.78
 SHAPES = ("ball", "square", "triangle")
 SIZES = {"small": 0.14, "medium": 0.18, "big": 0.23}
 SPEEDS = {"slow": 0.62, "normal": 1.0, "fast": 1.5}
+PACES = (1 / 1.2, 1.2)
+"""Range of a scene's own pace, by which its named speed is multiplied; evenly distributed by ratio."""
+REACHES = (0.55, 1.0)
+"""Range of how far a scene's object goes in each cycle, in the most there is room for."""
 ORBIT_PERIOD, SWING_PERIOD, SPIN_PERIOD = 4.6, 4.0, 9.0  # seconds, at normal speed
 SIZE_SCALE = {"orbit": 0.9, "swing": 0.9, "spin": 1.4}
 """Kinds that draw an object smaller or larger than SIZES says; what turns in place needs room for its corners."""
@@ -46,7 +50,9 @@ class Scene:
 
     kind: a key of KINDS. direction: one of KINDS[kind].directions ('' where the kind has none). setting: 'floor' (a
     wall above a floor), 'plain' (one colour all over) or 'land' (sky and ground, no background colour). second: (shape,
-    colour) of the second object of 'two', else None. x, y, phase: where and when in its cycle it begins.
+    colour) of the second object of 'two', else None. x, y, phase: where and when in its cycle it begins. pace: what its
+    named speed is multiplied by. reach: share of the greatest hop, circle, swing or pulse. No caption tells these two:
+    they are what a prompt leaves open about the amount of motion.
     """
 
     kind: str
@@ -62,6 +68,18 @@ class Scene:
     y: float = 0.5
     phase: float = 0.0
     seed: int = 0
+    pace: float = 1.0
+    reach: float = 1.0
+
+    @property
+    def rate(self) -> float:
+        """How fast everything goes, in normal speeds."""
+        return SPEEDS[self.speed] * self.pace
+
+    @property
+    def usual(self) -> Scene:
+        """The scene with as much motion as its prompt means on average."""
+        return replace(self, pace=1.0, reach=sum(REACHES) / 2)
 
 
 @dataclass(frozen=True)
@@ -111,10 +129,10 @@ def _hop(t: Array, phase: float, period: float) -> Array:
 
 
 def _bounce(scene: Scene, t: Array) -> list[Sprite]:
-    speed = SPEEDS[scene.speed]
-    radius, height = SIZES[scene.size], 0.40 if speed <= 1 else 0.33
+    radius, height = SIZES[scene.size], 0.33 if scene.speed == "fast" else 0.40
     room = _ground(scene) - 2 * radius - 0.03
-    y = _ground(scene) - radius - min(height, room) * _hop(t, scene.phase, 2.4 / speed**0.7)
+    height = scene.reach * min(height, room)
+    y = _ground(scene) - radius - height * _hop(t, scene.phase, 2.4 / scene.rate**0.7)
     return [_sprite(scene, np.full_like(t, scene.x), y)]
 
 
@@ -127,32 +145,32 @@ def _wrapped(t: Array, speed: float, start: float, radius: float) -> Array:
 def _slide(scene: Scene, t: Array) -> list[Sprite]:
     sign = 1 if scene.direction == "right" else -1
     radius = SIZES[scene.size]
-    x = _wrapped(t, sign * 0.23 * SPEEDS[scene.speed], scene.x - sign * 0.3, radius)
+    x = _wrapped(t, sign * 0.23 * scene.rate, scene.x - sign * 0.3, radius)
     y = FLOOR_TOP - radius if scene.setting == "floor" else scene.y
     return [_sprite(scene, x, np.full_like(t, y))]
 
 
 def _climb(scene: Scene, t: Array) -> list[Sprite]:
     sign = 1 if scene.direction == "down" else -1
-    y = _wrapped(t, sign * 0.23 * SPEEDS[scene.speed], scene.y - sign * 0.3, SIZES[scene.size])
+    y = _wrapped(t, sign * 0.23 * scene.rate, scene.y - sign * 0.3, SIZES[scene.size])
     return [_sprite(scene, np.full_like(t, scene.x), y)]
 
 
 def _turns(scene: Scene, t: Array, period: float) -> Array:
     """Angle from upright in radians; positive is clockwise on the screen, because y points down."""
     sign = 1 if scene.direction == "clockwise" else -1
-    return (2 * np.pi * (scene.phase + sign * t * SPEEDS[scene.speed] / period)).astype(np.float32)
+    return (2 * np.pi * (scene.phase + sign * t * scene.rate / period)).astype(np.float32)
 
 
 def _orbit(scene: Scene, t: Array) -> list[Sprite]:
     angle = _turns(scene, t, ORBIT_PERIOD)
-    return [_sprite(scene, 0.5 + 0.26 * np.sin(angle), 0.5 - 0.26 * np.cos(angle))]
+    radius = 0.26 * scene.reach
+    return [_sprite(scene, 0.5 + radius * np.sin(angle), 0.5 - radius * np.cos(angle))]
 
 
 def _swing(scene: Scene, t: Array) -> list[Sprite]:
-    speed = SPEEDS[scene.speed]
-    amplitude = 0.62 if speed <= 1 else 0.48
-    angle = amplitude * np.sin(2 * np.pi * (t * speed**0.8 / SWING_PERIOD + scene.phase))
+    amplitude = scene.reach * (0.48 if scene.speed == "fast" else 0.62)
+    angle = amplitude * np.sin(2 * np.pi * (t * scene.rate**0.8 / SWING_PERIOD + scene.phase))
     length = 0.58
     x, y = 0.5 + length * np.sin(angle), 0.06 + length * np.cos(angle)
     rod = Sprite("rod", ROD, np.full_like(t, 0.5), np.full_like(t, 0.06), np.full_like(t, length), -angle)
@@ -160,7 +178,7 @@ def _swing(scene: Scene, t: Array) -> list[Sprite]:
 
 
 def _pulse(scene: Scene, t: Array) -> list[Sprite]:
-    scale = 1.0 + 0.42 * np.sin(2 * np.pi * (t * SPEEDS[scene.speed] / 2.6 + scene.phase))
+    scale = 1.0 + 0.42 * scene.reach * np.sin(2 * np.pi * (t * scene.rate / 2.6 + scene.phase))
     return [_sprite(scene, np.full_like(t, scene.x), np.full_like(t, scene.y), scale=scale)]
 
 
@@ -177,10 +195,10 @@ def _reflected(u: Array, low: float, high: float) -> Array:
 
 
 def _wander(scene: Scene, t: Array) -> list[Sprite]:
-    speed, radius = SPEEDS[scene.speed], SIZES[scene.size]
+    radius = SIZES[scene.size]
     angle = np.pi * (0.5 * np.floor(scene.phase * 4) + 0.20)
-    x = scene.x + 0.30 * speed * np.cos(angle) * t
-    y = scene.y + 0.30 * speed * np.sin(angle) * t
+    x = scene.x + 0.30 * scene.rate * np.cos(angle) * t
+    y = scene.y + 0.30 * scene.rate * np.sin(angle) * t
     return [_sprite(scene, _reflected(x, radius, 1 - radius), _reflected(y, radius, 1 - radius))]
 
 
@@ -196,7 +214,7 @@ def _snow(scene: Scene, t: Array) -> list[Sprite]:
     flakes = []
     for _ in range(16):
         x, y, radius, sway = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.032, 0.046), rng.uniform(0, 1)
-        fall = _wrapped(t, 0.22 * SPEEDS[scene.speed] * (0.8 + 10 * (radius - 0.032)), y, radius)
+        fall = _wrapped(t, 0.22 * scene.rate * (0.8 + 10 * (radius - 0.032)), y, radius)
         drift = x + 0.03 * np.sin(2 * np.pi * (t / 4 + sway))
         full = np.full_like(t, radius)
         flakes.append(Sprite("ball", OBJECT_COLOURS["white"], drift.astype(np.float32), fall, full, 0 * full))
@@ -229,6 +247,11 @@ KINDS: dict[str, Kind] = {
 }
 
 
+def untold(rng: np.random.Generator) -> dict[str, float]:
+    """A random `pace` and `reach` of a scene: how much motion there is beyond what its prompt tells."""
+    return {"pace": float(np.exp(rng.uniform(*np.log(PACES)))), "reach": float(rng.uniform(*REACHES))}
+
+
 def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     """A random scene in which every object stands out from what is behind it. Raises ValueError for an unknown kind."""
     if kind is not None and kind not in KINDS:
@@ -254,6 +277,8 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     speed = pick(("slow", "normal", "normal", "fast"))
     direction = pick(traits.directions) if traits.directions else ""
     x, y, phase = (float(rng.uniform(*span)) for span in ((0.36, 0.64), (0.36, 0.64), traits.phases))
+    seed = int(rng.integers(2**31))
+    motion = untold(np.random.default_rng([seed, 1]))
     return Scene(
         kind=kind,
         shape=shape,
@@ -267,7 +292,8 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
         x=x,
         y=y,
         phase=-phase if direction == "clockwise" else phase,
-        seed=int(rng.integers(2**31)),
+        seed=seed,
+        **motion,
     )
 
 
@@ -314,7 +340,7 @@ def _backdrop(scene: Scene, t: Array, px: Array, py: Array, size: int) -> Array:
 
 def _day(scene: Scene, t: Array, px: Array, py: Array, size: int) -> Array:
     """Day and night in turn: sun and moon rise on the left and set on the right, and the sky follows the sun."""
-    cycle = t * SPEEDS[scene.speed] / 8.0 + scene.phase
+    cycle = t * scene.rate / 8.0 + scene.phase
     height = np.sin(2 * np.pi * cycle)[:, None, None]
     light = np.clip(0.5 + 0.9 * height, 0, 1)
     frames = _mix(_fill(t, size, SKY_NIGHT), SKY_DAY, np.broadcast_to(light, (len(t), size, size)))
@@ -332,7 +358,7 @@ def _day(scene: Scene, t: Array, px: Array, py: Array, size: int) -> Array:
 def _hills(scene: Scene, t: Array, px: Array, py: Array, size: int) -> Array:
     """A camera that moves over hills and trees; nearer layers move faster. Directions name the camera's own motion."""
     sign = 1 if scene.direction == "right" else -1
-    travel = (sign * t * SPEEDS[scene.speed])[:, None, None] + 10 * scene.phase
+    travel = (sign * t * scene.rate)[:, None, None] + 10 * scene.phase
     frames = _fill(t, size, SKY_DAY)
     far = 0.52 + 0.09 * np.sin(2 * np.pi * (px + 0.08 * travel) / 0.9)
     frames = _mix(frames, (118, 142, 168), np.clip((py - far) * size + 0.5, 0, 1))

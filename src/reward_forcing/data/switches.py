@@ -92,7 +92,7 @@ def _edited(scene: Scene, rng: np.random.Generator) -> Scene | None:
 
 def _replaced(scene: Scene, rng: np.random.Generator) -> Scene | None:
     """A scene of another kind, which keeps the colours of the first half of the time; None if it cannot be told."""
-    other = replace(sample_scene(rng), speed=scene.speed)
+    other = replace(sample_scene(rng), speed=scene.speed, pace=scene.pace)
     if other.kind == scene.kind:
         return None
     if KINDS[other.kind].has_object and KINDS[scene.kind].has_object and rng.random() < 0.5:

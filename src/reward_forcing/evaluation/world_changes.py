@@ -26,6 +26,8 @@ from reward_forcing.evaluation.world_regions import (
 
 WINDOW = 10
 """Frames before and after a change in which its levels are measured."""
+EDGE = 8
+"""Frames that a step needs on either side: of fewer, dusk and dawn begin like a step."""
 OUTLINE, MOSTLY_WHOLE = (3, 5), 0.7
 """Weights of the third and the fourth harmonic; share of its usual area from which on an outline counts at an edge."""
 STEP = 0.12
@@ -44,8 +46,8 @@ def changes_of(frames: Pixels) -> tuple[int, ...]:
     """Numbers of the frames [T, H, W, 3] uint8 that are the first after a change, in order.
 
     Backgrounds and cuts first; then, in each piece between those, objects: colour, outline, number, place, law of
-    motion. A steadily moving, cut-off or leaving object is no change. A change within 6 frames of an end, or of a
-    greater change, is not told.
+    motion. A steadily moving, cut-off or leaving object is no change. A step within 8 frames of an end, and any change
+    within 6 of an end or of a greater one, is not told.
     """
     scenes = _apart(_steps(backdrops(frames)) + _cuts(frames))
     found = list(scenes)
@@ -123,7 +125,7 @@ def _steps(looks: list[Array], gap: int = 1) -> list[tuple[int, float]]:
     for look in looks:
         count = len(look)
         heights = np.zeros(count)
-        for at in range(6, count - 5):
+        for at in range(EDGE, count - EDGE + 1):
             before, after = look[max(0, at - WINDOW) : at], look[at : at + WINDOW]
             wide = np.linalg.norm(_middle(after) - _middle(before))
             near = np.linalg.norm(_middle(look[at + gap :][: 2 * gap + 1]) - _middle(look[: at - gap][-2 * gap - 1 :]))

@@ -44,12 +44,14 @@ def tracked_motion(frames: Pixels, prompt: Prompt, regions: Sequence[Sequence[Re
 
     In the motion that the prompt means, of the kind that it means: how far objects travel, how much they swell, how far
     they turn on balance, how fast a landscape passes. 0 where an object is lost, jumps, or is of another kind. Where
-    the prompt names no speed, a normal one is meant. regions: `follow` of the frames, where it is known.
+    the prompt names no speed, a normal one is meant, and the usual pace and reach, which no prompt names. regions:
+    `follow` of the frames, where it is known.
     Raises ValueError for fewer than 5 frames.
     """
     if len(frames) <= STEP:
         raise ValueError(f"motion needs at least {STEP + 1} frames, got {len(frames)}")
     scene = prompt.scene if prompt.says["speed"] != UNSAID else replace(prompt.scene, speed="normal")
+    scene = scene.usual
     if not KINDS[scene.kind].has_object:
         return np.full(len(frames) - STEP, _landscape_motion(scene, frames))
     motion = _motion(scene, follow(frames) if regions is None else regions, len(frames)) / _meant(scene)

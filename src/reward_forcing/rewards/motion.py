@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from reward_forcing.optical_flow import Array, Mask, Pixels, inside, opencv, optical_flow, warp
@@ -76,6 +76,7 @@ class MotionReward(Reward):
     flicker: NonNegativeFloat = 0.3
     morphing: NonNegativeFloat = 0.05
     appearing: NonNegativeFloat = 0.3
+    tolerated_softness: float = Field(1.0, ge=1)
     tolerated_flicker: NonNegativeFloat = 0.5
     tolerated_morphing: NonNegativeFloat = 8.0
     tolerated_appearing: NonNegativeFloat = 0.75
@@ -88,7 +89,7 @@ class MotionReward(Reward):
     def score(self, terms: MotionTerms) -> float:
         """The raw score of one clip, in [0, 1)."""
         steady = np.maximum(0, terms.speed - self.jitter * terms.jitter)
-        penalties = self.softness * (terms.softness - 1)
+        penalties = self.softness * np.maximum(0, terms.softness - self.tolerated_softness)
         penalties += self.flicker * np.maximum(0, terms.flicker - self.tolerated_flicker)
         penalties += self.morphing * np.maximum(0, terms.morphing - self.tolerated_morphing)
         penalties += self.appearing * np.maximum(0, terms.appearing - self.tolerated_appearing)
