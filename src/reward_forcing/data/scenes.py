@@ -204,8 +204,8 @@ def _wander(scene: Scene, t: Array) -> list[Sprite]:
 
 def _two(scene: Scene, t: Array) -> list[Sprite]:
     assert scene.second is not None, scene
-    left = replace(scene, x=0.27)
-    right = replace(scene, x=0.73, shape=scene.second[0], colour=scene.second[1], phase=scene.phase + 0.5)
+    left = replace(scene, x=0.25)
+    right = replace(scene, x=0.75, shape=scene.second[0], colour=scene.second[1], phase=scene.phase + 0.5)
     return _bounce(left, t) + _bounce(right, t)
 
 
