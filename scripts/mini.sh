@@ -17,9 +17,9 @@ latents switches train 2048 --switch-chunk 3
 train 4_teacher
 train 5_teacher_longer
 train 6_causal
+train 7_dmd
 train 8_re_dmd
-train 9_re_dmd_longer
-"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/9_re_dmd_longer/final/transformer \
+"$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/8_re_dmd/final/transformer \
   --teacher $TEACHER --vae $VAE --text $TEXT --settings configs/generate/mini.yaml --card configs/generate/mini_card.md
 train video_features  # what `rforce eval run` measures distances in
 rm -rf src/reward_forcing/assets/video_features

@@ -13,20 +13,19 @@ evaluate() {
     --out "$COMPARED/$1" "${@:2}"
 }
 
-train 7_dmd
 train ode_causal_teacher
 shared data ode-pairs --teacher $TEACHER --text $TEXT --out $PAIRS/bidirectional --count 600
 shared data ode-pairs --teacher $RUNS/ode_causal_teacher/final/transformer --causal --context $RUNS/latents/train \
   --text $TEXT --out $PAIRS/causal --count 600
 train ode_from_bidirectional
 train ode_from_causal
-train 9_dmd_longer
+train 8_dmd_longer
 [ -e $COMPARED/model ] || "$RFORCE" models bundle --out $COMPARED/model \
-  --transformer $RUNS/9_re_dmd_longer/final/transformer --vae $VAE --text $TEXT --settings configs/generate/mini.yaml
-for student in 9_re_dmd_longer 9_dmd_longer 6_causal; do evaluate $student; done
+  --transformer $RUNS/8_re_dmd/final/transformer --vae $VAE --text $TEXT --settings configs/generate/mini.yaml
+for student in 8_re_dmd 8_dmd_longer 6_causal; do evaluate $student; done
 for student in ode_from_bidirectional ode_from_causal; do # trained on whole clips, without a sink
   evaluate $student --set window_frames=21 --set 'sink={kind: none}'
 done
-for other in 9_dmd_longer 6_causal ode_from_bidirectional ode_from_causal; do
-  "$RFORCE" eval compare $COMPARED/9_re_dmd_longer $COMPARED/$other
+for other in 8_dmd_longer 6_causal ode_from_bidirectional ode_from_causal; do
+  "$RFORCE" eval compare $COMPARED/8_re_dmd $COMPARED/$other
 done

@@ -54,7 +54,7 @@ def rolled_out(stage: DmdStage, role: str = "generator", step: int = 0) -> int:
 
 def with_weights(stage: DmdStage, weights: list[float], role: str = "generator") -> float:
     """The role's loss with these weights of its samples."""
-    stage.weight = lambda role, rolled, captions: (torch.tensor(weights), {})  # type: ignore[method-assign]
+    stage.weight = lambda role, rolled, captions, again: (torch.tensor(weights), {})  # type: ignore[method-assign]
     return loss_of(stage, role)[0].item()
 
 
@@ -153,7 +153,7 @@ def rewards_of(stage: ReDmdStage, role: str = "generator") -> list[float]:
     """The normalised rewards of the samples that the stage rolls out first."""
     seen: list[float] = []
 
-    def weight(role: str, rolled: Any, captions: Any) -> tuple[None, dict[str, Any]]:
+    def weight(role: str, rolled: Any, captions: Any, again: bool) -> tuple[None, dict[str, Any]]:
         brightness = stage.pixels(rolled.clip).mean(dim=(1, 2, 3, 4))
         seen.extend(((brightness - 0.5) / 0.01).tolist())
         return None, {}
@@ -258,8 +258,9 @@ def test_the_gradient_through_the_cache_is_a_choice(make: Make, kv_grad: str) ->
         {},
         {"running": 0.3, "group": 2, "watched": {"dark": BRIGHTNESS | {"sign": -1.0}}},
         {"rolling_share": 1.0, "longest_frames": 16, "cache": {"window_frames": 11, "chunk_frames": 2}},
+        {"running": 0.3, "group": 2, "weighted": "critic", "generator_every": 4, "critic_reuse": 4},
     ],
-    ids=["plain", "watched", "rolling"],
+    ids=["plain", "watched", "rolling", "reused"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(make: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
     def run(folder: Path, steps: int) -> ReDmdStage:
@@ -277,10 +278,46 @@ def test_a_resumed_run_is_the_uninterrupted_one(make: Make, tmp_path: Path, chan
     assert whole.state_dict() == resumed.state_dict()
     assert (whole.running.moments is not None) == ("running" in changes)
     rows = list(JsonLines(tmp_path / "whole/log.jsonl").rows())
-    assert {"generator/effective_share", "generator/reward"} <= {name for row in rows for name in row}
+    role = "fake_score" if changes.get("weighted") == "critic" else "generator"
+    assert {f"{role}/effective_share", f"{role}/reward"} <= {name for row in rows for name in row}
     watched = [row for row in rows if "validation/reward/trained" in row]
     assert len(watched) == 2
     assert all(("validation/reward/dark" in row) == ("watched" in changes) for row in watched)
+
+
+def test_the_critic_learns_from_one_rollout_with_new_noise_until_the_generator_changes(make: Make) -> None:
+    reward = {"reward": BRIGHTNESS, "weighted": "critic", "running": 0.3, "group": 2, "generator_every": 6}
+    stage = make(ReDmdStage, **reward, critic_reuse=3)
+    rolled, scored = [], []
+    roll_out, critic_loss = stage._rollout, stage._critic_loss
+
+    def counted(*arguments: Any) -> Any:
+        rolled.append(roll_out(*arguments))
+        return rolled[-1]
+
+    def noted(rolled: Any, sigma: Tensor, noise: Tensor, prompts: Any, weight: Tensor) -> Tensor:
+        scored.append((rolled.clip, sigma, noise, weight))
+        return critic_loss(rolled, sigma, noise, prompts, weight)
+
+    stage._rollout, stage._critic_loss = counted, noted
+    rated = []
+    for step in range(6):
+        _, metrics = loss_of(stage, "fake_score", step)
+        rated.append("reward" in metrics)
+        stage.updated("fake_score", step)
+    assert rated == [True, False, False, True, False, False]
+    assert len(rolled) == 2
+    for first in (0, 3):
+        clips, sigmas, noises, weights = zip(*scored[first : first + 3], strict=True)
+        assert all(clip is clips[0] and weight is weights[0] for clip, weight in zip(clips, weights, strict=True))
+        assert len({float(sigma[0]) for sigma in sigmas}) == 3
+        assert not torch.equal(noises[0], noises[1])
+    assert not torch.equal(scored[0][0], scored[3][0])
+
+
+def test_a_rollout_is_not_reused_once_the_generator_has_changed(make: Make) -> None:
+    with pytest.raises(ValueError, match="critic_reuse=3 must divide generator_every=4"):
+        make(generator_every=4, critic_reuse=3)
 
 
 def test_plain_dmd_watches_the_clips_that_re_dmd_watches(make: Make) -> None:

@@ -153,7 +153,7 @@ def test_prompts_change_and_the_cache_is_computed_anew_at_the_drawn_frame(
 
     monkeypatch.setattr(Recache, "cache", cache)
     stage, captions = tuning(tiny_model_folder), []
-    stage.weight = lambda role, rolled, said: captions.append(said) or (None, {})
+    stage.weight = lambda role, rolled, said, again: captions.append(said) or (None, {})
     for role, step in in_turn(stage):
         stage.loss(role, step, draw_of(role, step))
     switches = [drawn_switch(stage, video) for video in (0, 1)]

@@ -500,6 +500,22 @@ def test_a_reward_costs_the_decoding_of_its_clip(plan):
     assert more / 64 / 1e12 == pytest.approx(275.35, rel=1e-3)
     assert rewarded.costs[1] == plan.costs[1]
     assert [part.role for part in rewarded.networks][-1] == "vae"
+    critic = make_plan(settings.model_copy(update={"weighted": "critic"}), Cluster(tflops=790, mfu=0.45))
+    assert critic.costs[0] == plan.costs[0]
+    assert critic.costs[1].flops["sharded"] - plan.costs[1].flops["sharded"] == pytest.approx(more, rel=1e-6)
+
+
+def test_a_reused_rollout_is_shared_by_the_critic_updates_that_learn_from_it(plan):
+    values = load_stage_settings(CONFIGS / "dmd_64gpu.yaml").model_dump()
+    settings = ReDmdSettings.model_validate(
+        values | {"stage": "re_dmd", "reward": Still(), "weighted": "critic", "critic_reuse": 5}
+    )
+    once = make_plan(settings.model_copy(update={"critic_reuse": 1}), Cluster())
+    shared = make_plan(settings, Cluster())
+    own = sum(work.total(True) for work in once.costs[1].work if work.what.startswith("critic"))
+    rest = sum(work.total(True) for work in once.costs[1].work) - own
+    assert sum(work.total(True) for work in shared.costs[1].work) == pytest.approx(own + rest / 5)
+    assert shared.costs[0] == once.costs[0]
 
 
 def test_longer_rollouts_cost_their_mean_and_keep_the_graph_of_what_is_scored(plan):

@@ -59,6 +59,9 @@ class DmdSettings(RolloutSettings):
     latent frame. guidance: the teacher's CFG weight, in the usual convention (the reference's 3.0 is 4.0 here).
     guidance_range: the noise levels at which the teacher is guided; at others its conditional prediction stands alone
     (guidance in a limited interval, arXiv 2404.07724). generator_every: critic updates per generator update.
+    critic_reuse: critic updates in a row that learn from one rollout, each with noise levels and noise of its own; it
+    divides generator_every, so that all of them see what the generator makes now. What a rollout costs, and its reward,
+    is then shared by them.
     score_shift, score_range: where on the noise axis the scores are compared. Where a prompt is switched all three
     networks read each frame's own prompt. long: videos run on from update to update instead (LongLive's streaming long
     tuning, see `long_tuning`); switch_share is then that of the videos, and a clip is scored with the prompt of its new
@@ -81,6 +84,7 @@ class DmdSettings(RolloutSettings):
     guidance: float = 4.0
     guidance_range: tuple[float, float] = (0.0, 1.0)
     generator_every: PositiveInt = 5
+    critic_reuse: PositiveInt = 1
     score_shift: PositiveFloat = 5.0
     score_range: tuple[float, float] = (0.02, 0.98)
     captions: PositiveInt = 100_000
@@ -98,6 +102,17 @@ class DmdSettings(RolloutSettings):
         low, high = self.guidance_range
         if not low < high:
             raise ValueError(f"guidance_range={self.guidance_range} is no range; give the lower noise level first")
+        return self
+
+    @model_validator(mode="after")
+    def _reused_rollouts_are_the_generators_own(self) -> Self:
+        if self.generator_every % self.critic_reuse:
+            raise ValueError(
+                f"critic_reuse={self.critic_reuse} must divide generator_every={self.generator_every}: a rollout by "
+                "the generator before its update would be learned from after it"
+            )
+        if self.critic_reuse > 1 and self.long is not None:
+            raise ValueError(f"long goes on with every update; with critic_reuse={self.critic_reuse} some would not")
         return self
 
     @model_validator(mode="after")
@@ -134,6 +149,8 @@ class Rolled:
 
 RolledOut: TypeAlias = tuple[Rolled, PromptTimeline, Sequence[Sequence[str]]]
 """A rollout, what the scores read with it, and its prompts in words."""
+Weighed: TypeAlias = tuple[Rolled, PromptTimeline, Tensor | None]
+"""A rollout, what the scores read with it, and its weights."""
 
 DmdSettingsT = TypeVar("DmdSettingsT", bound=DmdSettings)
 
@@ -155,6 +172,8 @@ class DmdStage(Stage[DmdSettingsT]):
         self.fake_score = place_transformer(self.critic_folder, self.placement, lora=lora.get("fake_score"), seed=seed)
         self.shape = (self.generator.config["in_channels"], *settings.latent_size)
         self.videos = RunningVideos(settings.long, settings.frames, settings.cache) if settings.long else None
+        self._held: dict[int, tuple[int, Weighed]] = {}
+        """By shard, the step and what was rolled out for the critic then."""
         self.raters: dict[str, tuple[Reward, Rater]] = {
             name: (reward, reward.load(device)) for name, reward in settings.watched.items()
         }
@@ -176,19 +195,38 @@ class DmdStage(Stage[DmdSettingsT]):
 
     def loss(self, role: str, step: int, draw: Draw) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss of one role on a fresh rollout, or on the next stretch of the running videos."""
-        roll_out = self._fresh_rollout if self.videos is None else self._next_stretch
-        with torch.set_grad_enabled(role == "generator" and torch.is_grad_enabled()):
-            rolled, prompts, captions = roll_out(role, step, draw)
+        (rolled, prompts, weight), metrics = self._weighed(role, step, draw)
         x = rolled.clip
         generators = [draw.sample(index, "score") for index in draw.share(self.settings.batch)]
         shift, levels = self.settings.score_shift, self.settings.score_range
         sigma = torch.cat([score_sigma(1, shift, *levels, generator) for generator in generators]).to(x)
         noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
-        weight, metrics = self.weight(role, rolled, captions)
         if role == "generator":
             loss, more = self._generator_loss(rolled, sigma, noise, prompts, weight)
             return loss, {**metrics, **more}
         return self._critic_loss(rolled, sigma, noise, prompts, weight), metrics
+
+    def _weighed(self, role: str, step: int, draw: Draw) -> tuple[Weighed, dict[str, Tensor | float]]:
+        """What the role's update learns from, and metrics: a rollout of now, or the critic's of some steps ago.
+
+        What a run that was stopped held is rolled out again, by the same generator from the same draw.
+        """
+        at = self.rolled_at(role, step)
+        if role == "fake_score" and draw.shard in self._held and self._held[draw.shard][0] == at:
+            return self._held[draw.shard][1], {}
+        then = draw if at == step else Draw.at(draw.seed, role, at, draw.shard, draw.shards)
+        roll_out = self._fresh_rollout if self.videos is None else self._next_stretch
+        with torch.set_grad_enabled(role == "generator" and torch.is_grad_enabled()):
+            rolled, prompts, captions = roll_out(role, at, then)
+        weight, metrics = self.weight(role, rolled, captions, again=at != step)
+        weighed = rolled, prompts, weight
+        if role == "fake_score" and self.settings.critic_reuse > 1:
+            self._held[draw.shard] = at, weighed
+        return weighed, metrics
+
+    def rolled_at(self, role: str, step: int) -> int:
+        """The step at which the rollout was made that the role learns from at `step`."""
+        return step - step % self.settings.critic_reuse if role == "fake_score" else step
 
     def _fresh_rollout(self, role: str, step: int, draw: Draw) -> RolledOut:
         """A rollout of its own for the role's update."""
@@ -227,11 +265,12 @@ class DmdStage(Stage[DmdSettingsT]):
         return step + generators
 
     def weight(
-        self, role: str, rolled: Rolled, captions: Sequence[Sequence[str]]
+        self, role: str, rolled: Rolled, captions: Sequence[Sequence[str]], again: bool = False
     ) -> tuple[Tensor | None, dict[str, Tensor | float]]:
         """The factor of each sample [B] in the role's loss, and metrics; None counts all alike.
 
-        captions: the prompts [B], and where they are switched in the rollout, those they are switched to.
+        captions: the prompts [B], and where they are switched in the rollout, those they are switched to. again:
+        whether a rollout is weighed that the run, before it was stopped, had weighed and counted already.
         """
         return None, {}
 

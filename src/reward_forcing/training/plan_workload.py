@@ -175,17 +175,19 @@ def _dmd(settings: DmdSettings) -> Workload:
         _part("real_score", sources[1], real, None),
         encoder,
     ]
-    rating, rating_bytes = [], 0
+    fresh = 1 / settings.critic_reuse
+    rating: dict[str, list[Work]] = {"generator": [], "critic": []}
+    rating_bytes = {"generator": 0, "critic": 0}
     if isinstance(settings, ReDmdSettings):
-        vae, decoding, rating_bytes = _decoding(settings.vae, settings.frames, settings.latent_size)
+        vae, decoding, rating_bytes[settings.weighted] = _decoding(settings.vae, settings.frames, settings.latent_size)
         parts.append(vae)
-        rating.append(Work("decoding for the reward", decoding))
+        rated = 1.0 if settings.weighted == "generator" else fresh
+        rating[settings.weighted].append(Work("decoding for the reward", decoding, rated))
 
-    prompt = Work("text encoder", encoding, texts)
     critic = forward_flops(f, whole, tokens)
     clean_grad = settings.kv_grad == "clean"
     generator_work = (
-        prompt,
+        Work("text encoder", encoding, texts),
         Work("generator, text", text_flops(g, tokens), texts, grad=True, skipped=skipped_text_flops(g, tokens)),
         Work("rollout, passes before the last", rollouts.each, alone * (exit_step - 1)),
         Work("rollout, last passes, not scored", rollouts.each - rollouts.scored, alone),
@@ -199,18 +201,19 @@ def _dmd(settings: DmdSettings) -> Workload:
         Work("teacher, text", text_flops(r, tokens), texts + null),
         Work("critic", critic),
         Work("critic, text", text_flops(f, tokens), texts),
-        *rating,
+        *rating["generator"],
     )
     critic_work = (
-        prompt,
-        Work("generator, text", text_flops(g, tokens), texts),
-        Work("rollout, all passes", rollouts.each, alone * exit_step),
-        Work("rollout, clean passes", rollouts.clean, alone),
-        Work("re-cache at a switch", rollouts.recached),
-        Work("rolling windows", windows.each, rolls),
-        Work("rolling windows, clean passes", windows.clean, rolls),
+        Work("text encoder", encoding, fresh * texts),
+        Work("generator, text", text_flops(g, tokens), fresh * texts),
+        Work("rollout, all passes", rollouts.each, fresh * alone * exit_step),
+        Work("rollout, clean passes", rollouts.clean, fresh * alone),
+        Work("re-cache at a switch", rollouts.recached, fresh),
+        Work("rolling windows", windows.each, fresh * rolls),
+        Work("rolling windows, clean passes", windows.clean, fresh * rolls),
         Work("critic", critic, grad=True, recomputed=True, skipped=skipped_flops(f, whole)),
         Work("critic, text", text_flops(f, tokens), texts, grad=True, skipped=skipped_text_flops(f, tokens)),
+        *rating["critic"],
     )
 
     taken = [kind for kind, share in ((rollouts, alone), (windows, rolls)) if share]
@@ -221,16 +224,15 @@ def _dmd(settings: DmdSettings) -> Workload:
         def moments(graded: tuple[Attended, ...], work: int) -> Moments:
             backward = (backward_work(g, seen, tokens, compute, checkpointed) for seen in graded)
             kept = graph(g, graded, tokens, compute, checkpointed)
-            return _moments(kept, (work, *scores, rating_bytes, *backward))
+            return _moments(kept, (work, *scores, rating_bytes["generator"], *backward))
 
         worst = (moments(graded, kind.work) for kind in taken for graded in kind.graded)
         return max(worst, key=lambda one: one.peak)
 
     def critic_moments(checkpointed: bool) -> Moments:
         backward = backward_work(f, whole, tokens, compute, checkpointed)
-        return _moments(
-            graph(f, (whole,), tokens, compute, checkpointed), (backward,), before=max(kind.work for kind in taken)
-        )
+        before = max(rating_bytes["critic"], *(kind.work for kind in taken))
+        return _moments(graph(f, (whole,), tokens, compute, checkpointed), (backward,), before=before)
 
     updates = (
         _update("generator", settings.generator_every, generator_work, generator_moments),

@@ -81,7 +81,7 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
         return self.settings.group if role == self.weighted_role else 1
 
     def weight(
-        self, role: str, rolled: Rolled, captions: Sequence[Sequence[str]]
+        self, role: str, rolled: Rolled, captions: Sequence[Sequence[str]], again: bool = False
     ) -> tuple[Tensor | None, dict[str, Tensor | float]]:
         """exp(r / beta) of each sample, or exp(-r / beta) for the critic, over Z(c) where groups are rolled out."""
         if role != self.weighted_role:
@@ -90,16 +90,17 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
             frames = self.pixels(rolled.clip, self._decoded_in)
             reward = rate(self.settings.reward, self.rater, frames, captions[-1], self.settings.fps)
         reward = reward.to(rolled.clip.device)
-        self.running.add(reward)
-        scaled = self.running.scaled(reward)
+        if not again:
+            self.running.add(reward)
+        scaled = self.running.scaled(reward, again)
         better = scaled if role == "generator" else -scaled
         weight = reward_weights(better, self.settings.beta, self.settings.group, self.settings.weight_clip)
         metrics = {"reward": reward.mean(), "weight": weight.mean(), "weight_square": weight.square().mean()}
         return weight, {**metrics, "weight_largest": weight.amax()}
 
     def updated(self, role: str, step: int) -> None:
-        """Move the running scale, by the rewards of all processes."""
-        if role == self.weighted_role:
+        """Move the running scale, by the rewards of all processes, once for each rollout."""
+        if role == self.weighted_role and self.rolled_at(role, step) == step:
             self.running.move(self.device)
 
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:
@@ -139,7 +140,7 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         super().load_state_dict(state)
-        self.running.load_state_dict(state.get("running"))
+        self.running.load_state_dict(state["running"])
         self.at_start = state.get("at_start", {})
 
 
@@ -156,6 +157,8 @@ class RunningScale:
         self.group = group
         self.moments: list[float] | None = None
         """Mean and mean square."""
+        self.before: list[float] | None = None
+        """Those before the last update."""
         self._sums = torch.zeros(3, dtype=torch.float64)
 
     def add(self, reward: Tensor) -> None:
@@ -172,13 +175,15 @@ class RunningScale:
         self._sums.zero_()
         new = [total / count, squares / count]
         old = self.moments or new
+        self.before = self.moments
         self.moments = [(1 - self.share) * a + self.share * b for a, b in zip(old, new, strict=True)]
 
-    def scaled(self, reward: Tensor) -> Tensor:
-        """(reward - mean) / deviation; of groups reward / deviation."""
-        if self.moments is None:
+    def scaled(self, reward: Tensor, again: bool = False) -> Tensor:
+        """(reward - mean) / deviation; of groups reward / deviation. again: as before the last update."""
+        moments = self.before if again else self.moments
+        if moments is None:
             return reward
-        mean, square = self.moments
+        mean, square = moments
         return (reward - mean) / max(1e-6, square - mean * mean) ** 0.5
 
     def _varying(self, reward: Tensor) -> Tensor:
@@ -188,10 +193,10 @@ class RunningScale:
         groups = reward.view(-1, self.group)
         return ((groups - groups.mean(dim=1, keepdim=True)) * (self.group / (self.group - 1)) ** 0.5).flatten()
 
-    def state_dict(self) -> list[float] | None:
-        """The moments."""
-        return self.moments
+    def state_dict(self) -> dict[str, list[float] | None]:
+        """The moments, and those before the last update."""
+        return {"moments": self.moments, "before": self.before}
 
-    def load_state_dict(self, moments: list[float] | None) -> None:
+    def load_state_dict(self, state: Mapping[str, list[float] | None]) -> None:
         """Continue from `state_dict`."""
-        self.moments = moments
+        self.moments, self.before = state["moments"], state["before"]
