@@ -22,7 +22,7 @@ from metric_correlations import speed
 
 from reward_forcing.data.dataset import world_scene
 from reward_forcing.data.palette import OBJECT_COLOURS, distance
-from reward_forcing.data.scenes import FPS, KINDS, SHAPES, SPEEDS, Scene, render, untold
+from reward_forcing.data.scenes import FPS, KINDS, PLACES, SHAPES, SPEEDS, Scene, render, untold
 from reward_forcing.evaluation.metrics.defects import DEFECTS
 from reward_forcing.evaluation.statistics import spearman
 from reward_forcing.optical_flow import Array, Pixels
@@ -121,8 +121,8 @@ def alike(scene: Scene) -> list[Scene]:
     return [
         replace(
             scene,
-            x=float(rng.uniform(0.36, 0.64)),
-            y=float(rng.uniform(0.36, 0.64)),
+            x=float(rng.uniform(*PLACES)),
+            y=float(rng.uniform(*PLACES)),
             phase=sign * float(rng.uniform(*KINDS[scene.kind].phases)),
             **untold(rng),
         )

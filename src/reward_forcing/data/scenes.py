@@ -37,6 +37,8 @@ PACES = (1 / 1.2, 1.2)
 REACHES = (0.55, 1.0)
 """Range of how far a scene's object goes in each cycle, in the most there is room for."""
 ORBIT_PERIOD, SWING_PERIOD, SPIN_PERIOD = 4.6, 4.0, 9.0  # seconds, at normal speed
+PLACES = (0.36, 0.64)
+"""Range of x and of y where a scene's object begins."""
 SIZE_SCALE = {"orbit": 0.9, "swing": 0.9, "spin": 1.4}
 """Kinds that draw an object smaller or larger than SIZES says; what turns in place needs room for its corners."""
 ROD: Colour = (70, 66, 64)
@@ -276,7 +278,7 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     size = pick(("small", "medium")) if kind == "two" else pick(tuple(SIZES))
     speed = pick(("slow", "normal", "normal", "fast"))
     direction = pick(traits.directions) if traits.directions else ""
-    x, y, phase = (float(rng.uniform(*span)) for span in ((0.36, 0.64), (0.36, 0.64), traits.phases))
+    x, y, phase = (float(rng.uniform(*span)) for span in (PLACES, PLACES, traits.phases))
     seed = int(rng.integers(2**31))
     motion = untold(np.random.default_rng([seed, 1]))
     return Scene(

@@ -15,7 +15,7 @@ from torch import Tensor
 from reward_forcing.data.captions import UNSAID, Caption, caption
 from reward_forcing.data.dataset import SPLITS, Split, clip, is_held_out, world_scene
 from reward_forcing.data.palette import stands_out
-from reward_forcing.data.scenes import FPS, KINDS, Scene, sample_scene, sprites
+from reward_forcing.data.scenes import FPS, KINDS, PLACES, Scene, sample_scene, sprites
 
 EDITS = ("colour", "shape", "background", "direction")
 UNREMARKABLE = ("medium", "normal", "")
@@ -119,9 +119,7 @@ def _moved(after: Scene, before: Scene, t: float, rng: np.random.Generator) -> S
         return replace(after, x=before.x, y=before.y, phase=before.phase)
     there = _centre(before, t)
     starts = [
-        replace(
-            after, x=float(rng.uniform(0.36, 0.64)), y=float(rng.uniform(0.36, 0.64)), phase=float(rng.uniform(0, 1))
-        )
+        replace(after, x=float(rng.uniform(*PLACES)), y=float(rng.uniform(*PLACES)), phase=float(rng.uniform(0, 1)))
         for _ in range(64)
     ]
     return min(starts, key=lambda scene: float(np.square(_centre(scene, t) - there).sum()))

@@ -222,7 +222,7 @@ class DmdStage(Stage[DmdSettingsT]):
         weighed = rolled, prompts, weight
         if role == "fake_score" and self.settings.critic_reuse > 1:
             self._held[draw.shard] = at, weighed
-        return weighed, metrics
+        return weighed, metrics if at == step else {}
 
     def rolled_at(self, role: str, step: int) -> int:
         """The step at which the rollout was made that the role learns from at `step`."""
