@@ -51,7 +51,7 @@ def test_rendered_clips_are_near_and_wrong_ones_are_far() -> None:
 
 @pytest.mark.parametrize("defect", ["freeze", "blur", "tint drift"])
 def test_graded_defects_are_ranked(defect: str) -> None:
-    clips = [render(prompt.scene, 81) for prompt in held_out_prompts(96)]
+    clips = [render(prompt.scene, 81) for prompt in held_out_prompts(144)]
     levels = DEFECTS[defect].levels[0], DEFECTS[defect].levels[-2], DEFECTS[defect].levels[-1]
     found = [distances([[list(features_of(DEFECTS[defect].apply(clip, level)))] for clip in clips]) for level in levels]
     for name in (FRECHET, KERNEL):

@@ -22,7 +22,7 @@ from reward_forcing.training.trainer import Trainer
 STAGES = ["flow_matching", "causal", "dmd", "re_dmd", "rolling", "lora", "long"]
 CHANGES: dict[str, dict[str, Any]] = {
     "dmd": {"kv_grad": "clean"},
-    "re_dmd": {"kv_grad": "clean", "reward": True},
+    "re_dmd": {"kv_grad": "clean", "reward": True, "weighted": "critic", "critic_reuse": 2},
     "rolling": {
         "kv_grad": "clean",
         "rolling_share": 0.6,

@@ -35,7 +35,7 @@ def distilling(folder: Path, world: World = ALONE, reward: bool = False, **chang
     }
     if reward:
         values |= {"reward": {"kind": "toy_rewards:Brightness", "mean": 0.5, "std": 0.01}, "running": 0.3, "group": 2}
-        values |= {"watch_clips": 2, "critic_reuse": 2}
+        values["watch_clips"] = 2
     values["train"] = {"optimizers": {"generator": ADAM, "fake_score": ADAM}, "ema": {"generator": {"decay": 0.5}}}
     settings_class, stage_class = (ReDmdSettings, ReDmdStage) if reward else (DmdSettings, DmdStage)
     return stage_class(
