@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from reward_forcing import __version__
 from reward_forcing.config import describe, unknown
+from reward_forcing.host_memory import keep_freed_memory
 from reward_forcing.logs import silence_imports
 
 EXIT_FAILURE = 1  # something broke inside
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that a `package.module:Class` of the user is found and hides nothing
     silence_imports()
+    keep_freed_memory()
     sys.exit(exit_status(lambda: build_app(_first_word(arguments))(arguments, prog_name="rforce")))
 
 
