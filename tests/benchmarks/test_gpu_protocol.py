@@ -59,7 +59,7 @@ def test_the_transformer_is_measured_beside_the_naive_mode_and_over_windows(tmp_
     record = record_of("2_dit.py", tmp_path / "2.json")
     ways = [result.name for result in record.results if isinstance(result, WayMeasured)]
     assert [result.kind for result in record.results] == ["side by side", *["way"] * len(ways), "stream", "sweep"]
-    assert ways == ["exact", "exact, compiled", "int8", "fp8", "int8-dynamic"]
+    assert ways == ["exact", "exact, compiled", "int8", "fp8", "int8-dynamic", "exact, fp8 attention"]
     failed = "\n".join(record.failures)
     assert "exact, graphs: ValueError: graphs=true needs an NVIDIA GPU, not cpu" in failed
     assert "fp8-dynamic, compiled, graphs: ValueError" in failed
@@ -119,7 +119,7 @@ def test_one_command_measures_all_in_turn_and_its_failures_are_words(tmp_path: P
         "latencies",
         *(f"{what} of a stream, TAEHV, exact" for what in ("memory", "chunks", "speed")),
         "latencies, TAEHV, exact",
-        *("int8", "fp8", "int8-dynamic"),
+        *("int8", "fp8", "int8-dynamic", "exact, fp8 attention"),
         *("matrix products", "convolutions", "memory"),
     ]
     assert [failure.split(":")[0] for failure in record.failures if "NVIDIA" in failure] == [
@@ -130,8 +130,9 @@ def test_one_command_measures_all_in_turn_and_its_failures_are_words(tmp_path: P
     ]
     ways = {result.name: result for result in record.results if isinstance(result, WayMeasured)}
     assert ways["exact"].error == 0
-    assert all(0 < ways[name].error < 0.2 for name in ("int8", "fp8"))
+    assert all(0 < ways[name].error < 0.2 for name in ("int8", "fp8", "exact, fp8 attention"))
     assert "weights fp8" in str(ways["fp8"].speed)
+    assert "attention fp8" in str(ways["exact, fp8 attention"].speed)
 
 
 def test_one_command_stops_where_the_outputs_differ_or_equality_cannot_be_told(tmp_path: Path) -> None:

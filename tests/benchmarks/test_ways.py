@@ -40,8 +40,8 @@ def test_graphs_are_captured_before_what_counts_and_change_nothing(
     assert "CUDA graphs" in str(found.speed)
 
 
-def test_low_bit_weights_have_an_error_and_leave_the_subject_as_it_is(subject: Subject) -> None:
-    for how in (Acceleration(weights="int8"), Acceleration(weights="fp8")):
+def test_low_bits_have_an_error_and_leave_the_subject_as_it_is(subject: Subject) -> None:
+    for how in (Acceleration(weights="int8"), Acceleration(weights="fp8"), Acceleration(attention="fp8")):
         assert measure_way(subject, how, 1).error > 0
     assert measure_way(subject, Acceleration(), 1).error == 0
 

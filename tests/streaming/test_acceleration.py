@@ -112,6 +112,15 @@ def test_low_bit_weights_change_frames_little(
     assert 0 < difference < most
 
 
+def test_attention_in_float8_changes_frames_little_wherever_blocks_lie(
+    tiny_model_folder: Path, exact: torch.Tensor
+) -> None:
+    made = frames_of(tiny_model_folder, attention="fp8")
+    assert 0 < (made - exact).norm() / exact.norm() < 0.15
+    assert torch.equal(frames_of(tiny_model_folder, attention="fp8", offload_blocks=1), made)
+    assert not Acceleration(attention="fp8").is_exact
+
+
 def test_only_the_matrices_of_blocks_are_stored_in_few_bits_and_never_written(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from reward_forcing.streaming.acceleration import Acceleration
 from reward_forcing.streaming.model_folder import open_model_folder
 from reward_forcing.streaming.pipeline import StreamingVideoPipeline
 
-OPTIONS = ("weights=int8", "weights=int8-dynamic", "weights=fp8", "cache=int8")
+OPTIONS = ("weights=int8", "weights=int8-dynamic", "weights=fp8", "attention=fp8", "cache=int8")
 """What is compared unless options are given."""
 
 

@@ -25,8 +25,8 @@ class Conditions(Settings):
     scope: the transformer's passes and commits alone, the decoder alone, or everything from prompt to encoded file.
     passes: denoising passes of a chunk and its clean pass, `4+1`, or `4+0` without one. size: rows and columns, of
     latents for 'DiT only', else of pixels. average: over chunks with the window full, or over a whole clip from its
-    prompt on. text: tokens of the prompt, and of the text with its padding. compiled, graphs, weights: how our network
-    is run, see `Acceleration`.
+    prompt on. text: tokens of the prompt, and of the text with its padding. compiled, graphs, weights, attention: how
+    our network is run, see `Acceleration`.
     """
 
     model: str
@@ -45,6 +45,7 @@ class Conditions(Settings):
     compiled: bool = False
     graphs: bool = False
     weights: str = "exact"
+    attention: str = "exact"
 
     def __str__(self) -> str:
         window = "no window" if self.window_frames is None else f"window {self.window_frames}"
@@ -54,6 +55,7 @@ class Conditions(Settings):
         parts += [f"{rows}x{columns} {of}", f"text {self.text[0]} of {self.text[1]} tokens", f"batch {self.batch}"]
         parts += [f"{self.device} with {self.threads} threads", *["compiled"] * self.compiled]
         parts += [*["CUDA graphs"] * self.graphs, *[f"weights {self.weights}"] * (self.weights != "exact")]
+        parts += [f"attention {self.attention}"] * (self.attention != "exact")
         return ", ".join(parts)
 
 

@@ -20,7 +20,7 @@ from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.sizes import WAN_1_3B, Size
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout import KVCache, Rollout, SeededNoise
-from reward_forcing.streaming.acceleration import Acceleration, Weights
+from reward_forcing.streaming.acceleration import Acceleration, Attention, Weights
 from reward_forcing.streaming.methods import Method, method_named, streaming_settings
 from reward_forcing.streaming.model_folder import open_model_folder
 from reward_forcing.streaming.pipeline import StreamingVideoPipeline, read_text
@@ -67,7 +67,8 @@ class Subject:
     """A network with all that a rollout of it needs. text: embeddings [1, L, text_dim]. pipeline: of a model folder.
 
     length: latent frames of a clip, where a whole one is measured. compiled: whether the network's blocks are. graphed:
-    computes the fast path's passes in place of the network. weights: what its matrices are stored as.
+    computes the fast path's passes in place of the network. weights, attention: how they are
+    computed, see `Acceleration`.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Subject:
     compiled: bool = False
     graphed: GraphedForward | None = None
     weights: Weights = "exact"
+    attention: Attention = "exact"
 
     @property
     def device(self) -> torch.device:
@@ -183,6 +185,7 @@ class Subject:
             compiled=self.compiled,
             graphs=self.graphed is not None,
             weights=self.weights,
+            attention=self.attention,
         )
 
 

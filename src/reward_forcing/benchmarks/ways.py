@@ -16,7 +16,7 @@ from reward_forcing.benchmarks.streamed import speed_of
 from reward_forcing.benchmarks.subjects import Subject
 from reward_forcing.models.cuda_graphs import GraphedForward
 from reward_forcing.models.wan_dit import WanDiT
-from reward_forcing.streaming.acceleration import Acceleration, quantise
+from reward_forcing.streaming.acceleration import Acceleration, quantise, set_attention
 
 EXACT = (
     Acceleration(),
@@ -29,6 +29,8 @@ LOW_BIT = (
     Acceleration(weights="fp8"),
     Acceleration(weights="int8-dynamic"),
     Acceleration(weights="fp8-dynamic"),
+    Acceleration(attention="fp8"),
+    Acceleration(weights="fp8-dynamic", attention="fp8"),
     Acceleration(weights="fp8-dynamic", compile=True, graphs=True),
 )
 WARM_UPS = 3
@@ -37,7 +39,8 @@ WARM_UPS = 3
 
 def name_of(how: Acceleration) -> str:
     """A way in words: `exact`, `exact, compiled, graphs`."""
-    return ", ".join([how.weights, *["compiled"] * how.compile, *["graphs"] * how.graphs])
+    options = [*["fp8 attention"] * (how.attention == "fp8"), *["compiled"] * how.compile, *["graphs"] * how.graphs]
+    return ", ".join([how.weights, *options])
 
 
 @torch.inference_mode()
@@ -79,10 +82,12 @@ def accelerated(subject: Subject, how: Acceleration) -> Subject:
     network = _twin(subject.network)
     for block in network.blocks:
         quantise(block, how.weights)
+        set_attention(block, how.attention)
     if how.compile:
         network.compile_blocks()
     graphed = GraphedForward(network) if how.graphs else None
-    return replace(subject, network=network, graphed=graphed, compiled=how.compile, weights=how.weights)
+    kept = {"weights": how.weights, "attention": how.attention}
+    return replace(subject, network=network, graphed=graphed, compiled=how.compile, **kept)
 
 
 def _twin(network: WanDiT) -> WanDiT:

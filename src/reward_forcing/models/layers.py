@@ -7,6 +7,7 @@ bfloat16, so is everything but the inside of the norms and RoPE.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -170,6 +171,8 @@ class WanBlock(nn.Module):
         super().__init__()
         self.eps = eps
         self.share: SequenceShare = ALL
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attend
+        """Self-attention over tokens where no pattern is given."""
         self.attn1 = Projections(width, heads, eps)
         self.attn2 = Projections(width, heads, eps)
         self.norm2 = AffineNorm(width, eps) if cross_attn_norm else nn.Identity()
@@ -227,9 +230,9 @@ class WanBlock(nn.Module):
         if pattern is not None:
             y = attend_pattern(query, key, value, pattern)
         elif past is None:
-            y = attend(query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2))
+            y = self.attend(query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2))
         else:
             keys = torch.cat([past.keys.to(key.dtype), key], dim=1).flatten(1, 2)
             values = torch.cat([past.values.to(value.dtype), value], dim=1).flatten(1, 2)
-            y = attend(query.flatten(1, 2), keys, values)
+            y = self.attend(query.flatten(1, 2), keys, values)
         return self.attn1.out(self.share.to_tokens(y.view_as(query))), raw_key, value

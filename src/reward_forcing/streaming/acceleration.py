@@ -22,10 +22,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from reward_forcing.checkpoints.load import load_transformer
 from reward_forcing.config import Settings
+from reward_forcing.models.float8_attention import attend_in_float8, check_kernel
+from reward_forcing.models.layers import WanBlock
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout.storage import Storage
 
 Weights = Literal["exact", "int8", "fp8", "int8-dynamic", "fp8-dynamic"]
+Attention = Literal["exact", "fp8"]
 
 
 class Acceleration(Settings):
@@ -34,6 +37,8 @@ class Acceleration(Settings):
     weights: of the blocks' matrices. int8 and fp8 store them with one scale per row and multiply in the network's own
     precision; the dynamic ones round what they are multiplied with as well. Everything but 'exact' changes the videos
     (docs/performance.md says by how much).
+    attention: fp8 rounds queries, keys and values of self-attention to float8, for FlashAttention 3's kernel on a
+    Hopper GPU (`attend_in_float8`); on a CPU it only shows what that changes.
     cache: how the KV cache keeps the local past. lean makes what a layer reads anew in every pass, which changes no
     video; int8 does so too, and stores the local past in 8 bits with one scale per frame and channel, which does. The
     sink stays float32 and the current chunk as it is.
@@ -49,6 +54,7 @@ class Acceleration(Settings):
     """
 
     weights: Weights = "exact"
+    attention: Attention = "exact"
     cache: Storage = "exact"
     offload_text: bool = False
     offload_blocks: NonNegativeInt = 0
@@ -67,8 +73,8 @@ class Acceleration(Settings):
 
     @property
     def is_exact(self) -> bool:
-        """Whether videos are those of the stored weights and of an exact cache."""
-        return self.weights == "exact" and self.cache != "int8"
+        """Whether videos are those of the stored weights, of exact attention and of an exact cache."""
+        return self.weights == "exact" and self.attention == "exact" and self.cache != "int8"
 
     def check(self, device: torch.device, processes: int = 1) -> None:
         """Raise ValueError where this machine, or so many processes of one video, cannot do it."""
@@ -78,6 +84,8 @@ class Acceleration(Settings):
             raise ValueError(
                 f"graphs=true is for one process, not for {processes} that share a video; use graphs=false"
             )
+        if self.attention == "fp8":
+            check_kernel(device)
         if self.weights == "exact":
             return
         try:
@@ -105,12 +113,15 @@ def load_accelerated(
     of_file: dict[str, Any] = {"heads": heads, "dtype": dtype, "device": device}
     if acceleration.weights == "exact" and not acceleration.offload_blocks:
         network = load_transformer(path, **of_file).requires_grad_(False)
+        for block in network.blocks:
+            set_attention(block, acceleration.attention)
         return network.compile_blocks() if acceleration.compile else network
     staged: list[nn.Module] = []
 
     def settle(blocks: nn.ModuleList, number: int) -> None:
         block = blocks[number].requires_grad_(False).to(device)
         quantise(block, acceleration.weights)
+        set_attention(block, acceleration.attention)
         if is_offloaded(number, len(blocks), acceleration.offload_blocks):
             staged.append(_to_host(block, pinned=device.type == "cuda"))
 
@@ -141,6 +152,13 @@ def quantise(block: nn.Module, weights: Weights) -> None:
     for module in block.modules():
         if is_big(module):
             module.__class__ = LowBitLinear
+
+
+def set_attention(block: nn.Module, attention: Attention) -> None:
+    """Have a block of the network attend as `attention` says."""
+    if attention == "fp8":
+        assert isinstance(block, WanBlock)
+        block.attend = attend_in_float8
 
 
 def stored_tensors(module: nn.Module) -> Iterator[Tensor]:
