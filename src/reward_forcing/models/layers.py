@@ -171,8 +171,8 @@ class WanBlock(nn.Module):
         super().__init__()
         self.eps = eps
         self.share: SequenceShare = ALL
-        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = attend
-        """Self-attention over tokens where no pattern is given."""
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        """In place of `attend` in self-attention where no pattern is given."""
         self.attn1 = Projections(width, heads, eps)
         self.attn2 = Projections(width, heads, eps)
         self.norm2 = AffineNorm(width, eps) if cross_attn_norm else nn.Identity()
@@ -227,12 +227,13 @@ class WanBlock(nn.Module):
         tokens = by.cos.shape[1]  # of a latent frame, of which x may be a share
         query, raw_key, value = self.share.to_heads((self.attn1.query(x), *self.attn1.key_value(x)), tokens)
         query, key = rotate(query, by), rotate(raw_key, by)
+        attend_tokens = self.attend or attend
         if pattern is not None:
             y = attend_pattern(query, key, value, pattern)
         elif past is None:
-            y = self.attend(query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2))
+            y = attend_tokens(query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2))
         else:
             keys = torch.cat([past.keys.to(key.dtype), key], dim=1).flatten(1, 2)
             values = torch.cat([past.values.to(value.dtype), value], dim=1).flatten(1, 2)
-            y = self.attend(query.flatten(1, 2), keys, values)
+            y = attend_tokens(query.flatten(1, 2), keys, values)
         return self.attn1.out(self.share.to_tokens(y.view_as(query))), raw_key, value
