@@ -28,6 +28,14 @@ def test_what_is_large_in_a_head_is_off_by_at_most_a_sixteenth() -> None:
     assert ((numbers.float() * scale - given).abs() <= given.abs() / 16 + 1e-9)[large].all()
 
 
+def test_the_scale_itself_is_not_rounded() -> None:
+    given = torch.linspace(0.5, 1, 4096).bfloat16().reshape(1, -1, 1, 8)
+    numbers, scale = round_heads(given)
+    exact = given.float() / scale
+    half_a_step = 2 ** (exact.log2().floor() - 4)  # e4m3 keeps three bits after the first
+    assert ((numbers.float() - exact).abs() <= half_a_step * (1 + 1e-5)).all()
+
+
 def test_heads_of_zeros_stay_zeros() -> None:
     numbers, scale = round_heads(torch.zeros(1, 4, 2, 8))
     assert torch.isfinite(scale).all()

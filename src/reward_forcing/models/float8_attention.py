@@ -39,7 +39,7 @@ def attend_in_float8(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def round_heads(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """Heads [B, T, H, D] in float8, and what they are to be multiplied with again, float32 [B, 1, H, 1]."""
     scale = tensor.abs().amax(dim=(1, 3), keepdim=True).float().clamp(min=1e-12) / LARGEST
-    return (tensor / scale.to(tensor.dtype)).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
+    return (tensor / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
 
 
 def check_kernel(device: torch.device) -> None:
