@@ -69,7 +69,9 @@ CONDITIONS: dict[str, Callable[[Pixels], Pixels]] = {
 
 def wanted(scene: Scene) -> dict[str, Any]:
     """What the detector should read in a clip of a scene, for every attribute that the scene has."""
-    truth: dict[str, Any] = {"motion": scene.kind, "speed": scene.speed, UNCHANGING: []}
+    truth: dict[str, Any] = {"motion": scene.kind, UNCHANGING: []}
+    if scene.speed_can_be_told:
+        truth["speed"] = scene.speed
     if KINDS[scene.kind].directions:
         truth["direction"] = scene.direction
     if scene.setting != "land":

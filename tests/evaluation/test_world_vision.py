@@ -93,7 +93,7 @@ def test_the_summary_counts_rates_with_intervals() -> None:
 @pytest.mark.parametrize("speed", SPEEDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_speed_is_read_for_every_kind(kind: str, speed: str) -> None:
-    scene = replace(world_scene(3, "validation", kind), speed=speed)
+    scene = replace(world_scene(3, "validation", kind), speed=speed, pace=1.1)
     assert see(render(scene, 81)).speed == speed, scene
 
 

@@ -199,7 +199,7 @@ def _verb(scene: Scene, chance: _Chance, says: dict[str, str]) -> tuple[str, str
 
 
 def _paced(scene: Scene, verb: tuple[str, str], chance: _Chance, says: dict[str, str]) -> tuple[str, str]:
-    if chance.rng.random() >= (0.08 if scene.speed == "normal" else 0.75):
+    if chance.rng.random() >= (0.2 if scene.speed == "normal" else 0.75) or not scene.speed_can_be_told:
         return verb
     says["speed"] = scene.speed
     adverb = chance.pick(SPEED_WORDS[scene.speed])

@@ -32,8 +32,11 @@ FLOOR_TOP = 0.78
 SHAPES = ("ball", "square", "triangle")
 SIZES = {"small": 0.14, "medium": 0.18, "big": 0.23}
 SPEEDS = {"slow": 0.62, "normal": 1.0, "fast": 1.5}
-PACES = (1 / 1.2, 1.2)
-"""Range of a scene's own pace, by which its named speed is multiplied; evenly distributed by ratio."""
+NAMED_PACES = (1 / 1.2, 1.2)
+"""Range of paces at which a scene's speed may be named: no two speeds meet there."""
+PACES = {"slow": NAMED_PACES, "normal": (1 / 1.6, 1.6), "fast": NAMED_PACES}
+"""Range of a scene's own pace, by which its speed is multiplied, for each speed; evenly distributed by ratio. What is
+neither slow nor fast is anything in between."""
 REACHES = (0.55, 1.0)
 """Range of how far a scene's object goes in each cycle, in the most there is room for."""
 ORBIT_PERIOD, SWING_PERIOD, SPIN_PERIOD = 4.6, 4.0, 9.0  # seconds, at normal speed
@@ -53,7 +56,7 @@ class Scene:
     kind: a key of KINDS. direction: one of KINDS[kind].directions ('' where the kind has none). setting: 'floor' (a
     wall above a floor), 'plain' (one colour all over) or 'land' (sky and ground, no background colour). second: (shape,
     colour) of the second object of 'two', else None. x, y, phase: where and when in its cycle it begins. pace: what its
-    named speed is multiplied by. reach: share of the greatest hop, circle, swing or pulse. No caption tells these two:
+    speed is multiplied by. reach: share of the greatest hop, circle, swing or pulse. No caption tells these two:
     they are what a prompt leaves open about the amount of motion.
     """
 
@@ -77,6 +80,11 @@ class Scene:
     def rate(self) -> float:
         """How fast everything goes, in normal speeds."""
         return SPEEDS[self.speed] * self.pace
+
+    @property
+    def speed_can_be_told(self) -> bool:
+        """Whether a prompt may name its speed: what is called steady is neither nearly slow nor nearly fast."""
+        return NAMED_PACES[0] <= self.pace <= NAMED_PACES[1]
 
     @property
     def usual(self) -> Scene:
@@ -249,9 +257,9 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def untold(rng: np.random.Generator) -> dict[str, float]:
-    """A random `pace` and `reach` of a scene: how much motion there is beyond what its prompt tells."""
-    return {"pace": float(np.exp(rng.uniform(*np.log(PACES)))), "reach": float(rng.uniform(*REACHES))}
+def untold(rng: np.random.Generator, speed: str) -> dict[str, float]:
+    """A random `pace` and `reach` of a scene of a speed: how much motion there is beyond what its prompt tells."""
+    return {"pace": float(np.exp(rng.uniform(*np.log(PACES[speed])))), "reach": float(rng.uniform(*REACHES))}
 
 
 def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
@@ -280,7 +288,7 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     direction = pick(traits.directions) if traits.directions else ""
     x, y, phase = (float(rng.uniform(*span)) for span in (PLACES, PLACES, traits.phases))
     seed = int(rng.integers(2**31))
-    motion = untold(np.random.default_rng([seed, 1]))
+    motion = untold(np.random.default_rng([seed, 1]), speed)
     return Scene(
         kind=kind,
         shape=shape,
