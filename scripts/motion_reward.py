@@ -124,7 +124,7 @@ def alike(scene: Scene) -> list[Scene]:
             x=float(rng.uniform(*PLACES)),
             y=float(rng.uniform(*PLACES)),
             phase=sign * float(rng.uniform(*KINDS[scene.kind].phases)),
-            **untold(rng, scene.speed),
+            **untold(rng, scene.kind, scene.speed),
         )
         for _ in range(ALIKE)
     ]

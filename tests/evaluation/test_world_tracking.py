@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from reward_forcing.data.scenes import KINDS, REACHES, render
+from reward_forcing.data.scenes import KINDS, render
 from reward_forcing.evaluation.metrics.defects import DEFECTS
 from reward_forcing.evaluation.world_suite import Prompt, held_out_prompts
 from reward_forcing.evaluation.world_tracking import MOST, tracked_motion
@@ -84,8 +84,9 @@ def test_a_speed_counts_against_the_one_that_is_named_or_a_normal_one() -> None:
 
 def test_what_no_prompt_tells_counts_against_the_usual() -> None:
     prompt = PROMPTS["bounce"]
-    narrow, wide = (motion(rendered(prompt, reach=reach), prompt) for reach in REACHES)
-    assert narrow / wide == pytest.approx(REACHES[0] / REACHES[1], abs=0.03)
+    least = KINDS["bounce"].least_reach
+    narrow, wide = (motion(rendered(prompt, reach=reach), prompt) for reach in (least, 1.0))
+    assert narrow / wide == pytest.approx(least, abs=0.03)
     assert narrow < 0.8
     assert wide > 1.2
 

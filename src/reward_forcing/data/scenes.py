@@ -37,8 +37,6 @@ NAMED_PACES = (1 / 1.2, 1.2)
 PACES = {"slow": NAMED_PACES, "normal": (1 / 1.6, 1.6), "fast": NAMED_PACES}
 """Range of a scene's own pace, by which its speed is multiplied, for each speed; evenly distributed by ratio. What is
 neither slow nor fast is anything in between."""
-REACHES = (0.55, 1.0)
-"""Range of how far a scene's object goes in each cycle, in the most there is room for."""
 ORBIT_PERIOD, SWING_PERIOD, SPIN_PERIOD = 4.6, 4.0, 9.0  # seconds, at normal speed
 PLACES = (0.36, 0.64)
 """Range of x and of y where a scene's object begins."""
@@ -89,7 +87,7 @@ class Scene:
     @property
     def usual(self) -> Scene:
         """The scene with as much motion as its prompt means on average."""
-        return replace(self, pace=1.0, reach=sum(REACHES) / 2)
+        return replace(self, pace=1.0, reach=(KINDS[self.kind].least_reach + 1) / 2)
 
 
 @dataclass(frozen=True)
@@ -110,6 +108,7 @@ class Kind:
 
     phases: the range in its cycle where a scene begins, in turns. What turns begins so far before upright, or the top
     of its circle: begun anywhere, the two directions look alike under noise, and no network here told them apart.
+    least_reach: the smallest `Scene.reach`, at which its motion can still be named: a small circle may be a wandering.
     """
 
     sprites: Callable[[Scene, Array], list[Sprite]]
@@ -119,6 +118,7 @@ class Kind:
     shapes: tuple[str, ...] = SHAPES
     has_object: bool = True
     weight: float = 1.0
+    least_reach: float = 1.0
 
 
 def _sprite(scene: Scene, x: Array, y: Array, scale: Array | float = 1.0, angle: Array | float = 0.0) -> Sprite:
@@ -236,12 +236,14 @@ def _nothing(scene: Scene, t: Array) -> list[Sprite]:
 
 
 KINDS: dict[str, Kind] = {
-    "bounce": Kind(_bounce, settings=("floor", "floor", "plain"), weight=1.5),
+    "bounce": Kind(_bounce, settings=("floor", "floor", "plain"), weight=1.5, least_reach=0.6),
     "slide": Kind(_slide, directions=("left", "right"), settings=("floor", "plain"), weight=1.4),
     "climb": Kind(_climb, directions=("up", "down"), weight=1.2),
-    "orbit": Kind(_orbit, directions=("clockwise", "counterclockwise"), phases=(0.08, 0.17), weight=1.2),
-    "swing": Kind(_swing, weight=1.0),
-    "pulse": Kind(_pulse, weight=1.0),
+    "orbit": Kind(
+        _orbit, directions=("clockwise", "counterclockwise"), phases=(0.08, 0.17), weight=1.2, least_reach=0.85
+    ),
+    "swing": Kind(_swing, weight=1.0, least_reach=0.55),
+    "pulse": Kind(_pulse, weight=1.0, least_reach=0.85),
     "spin": Kind(
         _spin,
         directions=("clockwise", "counterclockwise"),
@@ -250,16 +252,17 @@ KINDS: dict[str, Kind] = {
         weight=1.0,
     ),
     "wander": Kind(_wander, weight=1.0),
-    "two": Kind(_two, settings=("floor", "plain"), weight=0.8),
+    "two": Kind(_two, settings=("floor", "plain"), weight=0.8, least_reach=0.6),
     "snow": Kind(_snow, has_object=False, weight=0.5),
     "day": Kind(_nothing, has_object=False, settings=("land",), weight=0.5),
     "pan": Kind(_nothing, directions=("left", "right"), has_object=False, settings=("land",), weight=0.5),
 }
 
 
-def untold(rng: np.random.Generator, speed: str) -> dict[str, float]:
-    """A random `pace` and `reach` of a scene of a speed: how much motion there is beyond what its prompt tells."""
-    return {"pace": float(np.exp(rng.uniform(*np.log(PACES[speed])))), "reach": float(rng.uniform(*REACHES))}
+def untold(rng: np.random.Generator, kind: str, speed: str) -> dict[str, float]:
+    """A random `pace` and `reach` of a scene of a kind and speed: how much it moves beyond what its prompt tells."""
+    pace, reach = np.exp(rng.uniform(*np.log(PACES[speed]))), rng.uniform(KINDS[kind].least_reach, 1.0)
+    return {"pace": float(pace), "reach": float(reach)}
 
 
 def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
@@ -288,7 +291,7 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None) -> Scene:
     direction = pick(traits.directions) if traits.directions else ""
     x, y, phase = (float(rng.uniform(*span)) for span in (PLACES, PLACES, traits.phases))
     seed = int(rng.integers(2**31))
-    motion = untold(np.random.default_rng([seed, 1]), speed)
+    motion = untold(np.random.default_rng([seed, 1]), kind, speed)
     return Scene(
         kind=kind,
         shape=shape,
