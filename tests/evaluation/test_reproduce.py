@@ -339,9 +339,11 @@ def test_the_shipped_comparison_streams_each_method_its_own_way(monkeypatch: pyt
     streamed = {name: streamed_as(recipe.training(name, 1)) for name in recipe.variants}
     assert {name for name, how in streamed.items() if how.get("schedule") == "rolling"} == {"rolling"}
     assert {name: how["sink"]["kind"] for name, how in streamed.items()} == {
-        "ours": "ema", "without_re_dmd": "ema", "self_forcing": "none",
+        "ours": "ema", "without_re_dmd": "ema", "critic_weighted": "ema", "self_forcing": "none",
         "longlive_short": "static", "longlive": "static", "rolling": "static",
     }  # fmt: skip
+    weighted = {name: recipe.training(name, 1).model_dump().get("weighted") for name in recipe.variants}
+    assert {name: role for name, role in weighted.items() if role} == {"ours": "generator", "critic_weighted": "critic"}
     assert recipe.training("longlive", 2, Path("out")).fake_score == Path(
         "out/longlive_short/seed2/train/final/fake_score"
     )

@@ -155,6 +155,15 @@ METHOD_CLAIMS = {
             for than in (*_LONG, "rolling")
         ),
     ),
+    "critic_weights_move_more": Claim(
+        "training/re_dmd.py (not the paper's: the critic's loss is weighted by exp(-r / beta))",
+        "With the reward in the critic's loss videos move more than with none and follow the text as well.",
+        (
+            Expectation("dynamic", "critic_weighted", "better", "without_re_dmd"),
+            Expectation("alignment", "critic_weighted", "no worse", "without_re_dmd"),
+            Expectation("drift", "critic_weighted", "no worse", "without_re_dmd"),
+        ),
+    ),
     "rolling_accumulates_less": Claim(
         "Rolling Forcing, abstract",
         "Denoising a rolling window jointly, with a sink, substantially reduces error accumulation over long horizons.",
