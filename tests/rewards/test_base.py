@@ -42,6 +42,22 @@ def test_scores_are_z_scored_and_have_no_graph() -> None:
     assert not found.requires_grad
 
 
+class Product(Reward):
+    """A sum by a matrix product, which autocast would round."""
+
+    def load(self, device: torch.device) -> Rater:
+        return lambda frames, prompts, fps: (frames.flatten(1) @ torch.ones(frames[0].numel(), 1))[:, 0]
+
+
+def test_a_reward_computes_in_its_own_precision_in_a_training_of_another() -> None:
+    frames = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    rater = Product().load(torch.device("cpu"))
+    alone = rate(Product(), rater, frames, ["a", "b"], 16.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(rater(frames, ["a", "b"], 16.0), alone), "a check that can fail"
+        assert torch.equal(rate(Product(), rater, frames, ["a", "b"], 16.0), alone)
+
+
 def test_a_sum_weights_the_normalised_scores_of_its_parts() -> None:
     parts = [
         {"reward": {"kind": f"{__name__}:Constant", "value": 4.0, "mean": 3.0}, "weight": 2.0},

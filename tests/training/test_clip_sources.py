@@ -58,7 +58,10 @@ def test_the_worlds_clips_are_square_and_repeat() -> None:
     assert drawn(source, 1, 5).shape == (5, 3, 32, 32)
     assert torch.equal(drawn(source, 1, 5), drawn(source, 1, 5))
     assert not torch.equal(source.validation(0, 1), source.validation(1, 1))
-    values = {"train": {"steps": 1, "optimizers": {}}, "phases": [{"share": 1, "frames": 1, "batch": 1}]}
+    values = {
+        "train": {"steps": 1, "optimizers": {"vae": {"kind": "adamw", "lr": 0.1}}},
+        "phases": [{"share": 1, "frames": 1, "batch": 1}],
+    }
     with pytest.raises(ValueError, match="world's frames are square"):
         VaeStageSettings.model_validate(values | {"size": [32, 64]})
 

@@ -19,6 +19,8 @@ from reward_forcing.training.rollouts import course_at, draw_course
 from reward_forcing.training.stage import Draw
 from reward_forcing.training.trainer import Trainer
 
+ADAM = {"kind": "adamw", "lr": 1e-3}
+TRAIN = {"steps": 4, "log_every": 1, "optimizers": {"generator": ADAM, "fake_score": ADAM}}
 BRIGHTNESS = {"kind": "toy_rewards:Brightness", "mean": 0.5, "std": 0.01}
 Make = Callable[..., Any]
 
@@ -32,8 +34,9 @@ def make(tiny_model_folder: Path) -> Make:
         values: dict[str, Any] = {name: tiny_model_folder / part for name, part in parts.items()}
         values |= {"text": tiny_model_folder, "batch": 2, "frames": 10, "latent_size": [4, 4], "generator_every": 2}
         values["cache"] = {"window_frames": 6, "chunk_frames": 2, "sink": {"kind": "ema", "frames": 2, "alpha": 0.9}}
-        adam = {"kind": "adamw", "lr": 1e-3}
-        values["train"] = {"steps": 4, "log_every": 1, "optimizers": {"generator": adam, "fake_score": adam}}
+        values["train"] = dict(TRAIN)
+        if "watched" in changes:
+            values["train"]["sample_every"] = 2
         if stage_class is ReDmdStage:
             values["reward"] = BRIGHTNESS
         settings = stage_class.settings_class.model_validate(values | changes)
@@ -181,8 +184,6 @@ def test_a_group_shares_its_prompt_and_not_its_noise(make: Make) -> None:
     assert float(metrics["weight"]) == pytest.approx(1.0, rel=1e-5)
     scenes = stage._samples_of("fake_score", Draw.at(3, "fake_score", 0))[1]
     assert len(set(scenes)) == 4, "the critic sees as many prompts as it can"
-    with pytest.raises(ValueError, match="does not hold whole groups of 2"):
-        stage._samples_of("generator", Draw.at(3, "generator", 0, shard=0, shards=4))
 
 
 def test_a_switched_rollout_is_rated_by_its_second_prompt(make: Make) -> None:
@@ -205,10 +206,41 @@ def test_prompts_come_from_a_file_whose_last_lines_are_kept(make: Make, tmp_path
     stage.rater.asked.clear()
     stage.metrics(1)
     assert stage.rater.asked[0][1] == ["a pink ball", "a gray ball", "a pink ball"]
+    everything = make(ReDmdStage, prompts=file, validation_prompts=0)
+    assert everything.source.validation(2) == ["a red ball", "a blue ball"]
     with pytest.raises(ValueError, match="holds 5 prompts, of which 5 are kept"):
         make(prompts=file, validation_prompts=5)
     with pytest.raises(FileNotFoundError, match="no file of prompts"):
         make(prompts=tmp_path / "none.txt")
+
+
+def test_every_line_of_a_file_is_drawn_and_unknown_words_are_told(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("".join(f"a red ball {number}\n" for number in range(40)) + "a zeppelin\n")
+    stage = make(prompts=file, validation_prompts=1, captions=3)
+    drawn = {index for step in range(200) for index in stage._samples_of("generator", Draw.at(3, "generator", step))[1]}
+    assert drawn == set(range(40)), "however many captions the world would give"
+    assert "does not know: '0', '1'" in caplog.text
+    assert "and 31 more" in caplog.text
+
+
+def test_a_rollout_that_is_no_number_skips_the_update_as_without_a_reward(make: Make, tmp_path: Path) -> None:
+    stage = make(ReDmdStage, running=0.3, group=2)
+    scored, bad = stage._scored, {2}
+    stage._scored = lambda x, *given: scored(x * (torch.nan if stage.clock_step in bad else 1.0), *given)
+    updates, stage.clock_step = stage.updates, 0
+
+    def at(step: int) -> tuple[str, ...]:
+        stage.clock_step = step
+        return updates(step)
+
+    stage.updates = at
+    assert Trainer(stage, tmp_path).run().steps == 4
+    rows = JsonLines(tmp_path / "log.jsonl").rows()
+    assert rows[-1]["skipped"] == 2, "the generator and the critic of step 2"
+    assert stage.running.moments is not None
 
 
 def test_a_longer_rollout_is_scored_at_its_end(make: Make) -> None:
@@ -410,11 +442,25 @@ def test_what_weights_samples_is_decoded_in_the_precision_asked_for(make: Make, 
         ({"beta": 0.0}, "beta"),
         ({"longest_frames": 8}, "longest_frames=8"),
         ({"guidance_range": [0.9, 0.2]}, "give the lower noise level first"),
+        ({"score_range": [0.98, 0.02]}, "two noise levels, 0 < low < high <= 1"),
+        ({"score_range": [0.02, 1.5]}, "two noise levels, 0 < low < high <= 1"),
+        ({"watched": {"x": BRIGHTNESS}, "train": TRAIN}, "set train.sample_every"),
+        ({"latent_size": [5, 4]}, "latent_size .* does not divide into patches"),
     ],
 )
 def test_bad_settings_are_refused(make: Make, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(ReDmdStage, **changes)
+
+
+def test_what_is_missing_is_told_before_any_network_is_read(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_forcing.training.dmd.place_transformer", lambda *given, **more: pytest.fail("was read"))
+    with pytest.raises(FileNotFoundError, match="no VAE in"):
+        make(vae="nowhere")
+    with pytest.raises(ValueError, match="batch size 2 does not divide into 4 shards"):
+        make(train=TRAIN | {"accumulate": 4})
+    with pytest.raises(ValueError, match="1 samples, a batch of 2 in 2 shards, are no whole groups of 2"):
+        make(ReDmdStage, group=2, train=TRAIN | {"accumulate": 2})
 
 
 def test_a_broken_reward_is_refused(make: Make) -> None:

@@ -27,6 +27,7 @@ from reward_forcing.rewards.base import Rater, Reward
 from reward_forcing.rollout import CacheSettings, KVCache, Rollout, SeededNoise, chunkwise, rolling
 from reward_forcing.training import load_stage_settings
 from reward_forcing.training.dmd import DmdSettings
+from reward_forcing.training.flow_matching import TeacherForcing
 from reward_forcing.training.learner import Learner
 from reward_forcing.training.lora import LoraSettings, adapt, adapter_names
 from reward_forcing.training.optim import AdamWSettings, MuonSettings, OptimizerSettings, hidden_matrices
@@ -471,6 +472,37 @@ def test_ode_regression_takes_the_size_of_its_pairs_from_their_store(tmp_path: P
     assert work["generator"].flops == forward_flops(shape, patterned(PATTERN), 512)
 
 
+def test_a_teachers_training_is_planned_like_a_forward_over_the_whole_clip():
+    settings = load_stage_settings(CONFIGS / "teacher.yaml")
+    plan = make_plan(settings, Cluster(gpus=8))
+    whole = make_plan(load_stage_settings(CONFIGS / "dmd_8gpu.yaml"), Cluster(gpus=8))
+    (update,) = plan.costs
+    critic = next(work for cost in whole.costs for work in cost.work if work.what == "critic")
+    assert next(work.flops for work in update.work if work.what == "transformer") == critic.flops
+    assert (plan.batch, plan.configured) == (16, "both")
+    causal = settings.model_copy(update={"objective": TeacherForcing(frames=21, sink_frames=0)})
+    half = sum(chunk for chunk in range(1, 8)) / 49  # of all pairs of chunks, those that a causal mask shows
+    assert 1 < make_plan(causal, Cluster(gpus=8)).step_flops["both"] / plan.step_flops["both"] < 2 * (1 + half)
+    with pytest.raises(ValueError, match="give init"):
+        make_plan(settings.model_copy(update={"init": None}), Cluster(gpus=8))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_full_size_configuration_fits_a_gpu_as_it_is(path: Path):
+    settings = load_stage_settings(path)
+    gpus = {"dmd_1gpu": 1, "dmd_64gpu": 64, "long_tuning": 64}.get(path.stem, 8)
+    plan = make_plan(settings, Cluster(gpus=gpus))
+    assert plan.total[plan.configured] / 2**30 < (141 if gpus == 1 else 80) * 0.95
+
+
+def test_what_the_stage_would_refuse_is_refused_by_the_plan(plan):
+    grouped = load_stage_settings(CONFIGS / "re_dmd_8gpu.yaml", ["group=4"])
+    with pytest.raises(ValueError, match="no whole groups of 4"):
+        make_plan(grouped, Cluster(gpus=8))
+    with pytest.raises(ValueError, match=r"train.ema: unknown role 'generater'; did you mean 'generator'"):
+        load_stage_settings(CONFIGS / "dmd_8gpu.yaml", ["train.ema={generater: {decay: 0.9}}"])
+
+
 def test_a_clean_context_is_planned_with_twice_the_frames(tmp_path: Path):
     (tmp_path / "manifest.json").write_text(json.dumps({"latent_shape": [6, 16, 12, 8]}))
     settings = load_stage_settings(CONFIGS / "ode_regression.yaml", [f"pairs={tmp_path}", "context=clean"])
@@ -573,6 +605,7 @@ def test_rolling_windows_at_full_size_cost_what_was_counted_by_hand():
     assert work["rolling windows, not scored"].flops == pytest.approx(each - scored)
 
 
+ADAMW = {"kind": "adamw", "lr": 1e-4}
 SMALL = {
     "stage": "dmd",
     "generator": "mini",
@@ -582,7 +615,7 @@ SMALL = {
     "batch": 8,
     "train": {
         "steps": 600,
-        "optimizers": {role: {"kind": "adamw", "lr": 1e-4} for role in ("generator", "fake_score")},
+        "optimizers": dict.fromkeys(("generator", "fake_score"), ADAMW),
     },
 }
 CONFIG = "CONFIG"  # stands for the path of a file that holds SMALL
@@ -649,10 +682,12 @@ def test_the_command_refuses_in_one_line(words: list[str], message: str, run):
 
 def test_a_stage_without_a_plan_says_which_have_one(tmp_path: Path, run):
     config = tmp_path / "text.yaml"
-    config.write_text(yaml.safe_dump({"stage": "text_encoder", "train": SMALL["train"]}))
+    config.write_text(
+        yaml.safe_dump({"stage": "text_encoder", "train": {"steps": 1, "optimizers": {"text_encoder": ADAMW}}})
+    )
     code, _, error = run(["train", str(config), "--dry-run"])
     assert code == 2
-    assert "dmd, re_dmd and ode_regression, not 'text_encoder'" in error
+    assert "dmd, re_dmd, ode_regression and flow_matching, not 'text_encoder'" in error
 
 
 def test_names_of_sizes_are_no_folders_of_a_real_run():

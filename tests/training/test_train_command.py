@@ -16,6 +16,7 @@ from toy import build, config, learned, part
 
 from reward_forcing.logs import JsonLines
 from reward_forcing.training.checkpoint import Checkpoints
+from reward_forcing.training.text_encoder import TextEncoderStage
 from reward_forcing.training.trainer import Trainer
 
 
@@ -49,6 +50,29 @@ def test_a_text_encoder_is_written_without_a_progress_bar(tmp_path, capfd):
     assert rforce("train", tmp_path / "config.yaml", "--out", tmp_path / "run") == 0
     assert (tmp_path / "run/final/text_encoder/model.safetensors").is_file()
     assert "shards" not in capfd.readouterr().err
+
+
+def test_a_finished_run_and_other_settings_are_told_before_a_network_is_built(tmp_path, monkeypatch, capfd):
+    sizes = {"d_model": 8, "d_kv": 4, "num_heads": 2, "d_ff": 8, "num_layers": 1}
+    train = {"steps": 1, "optimizers": {"text_encoder": {"kind": "adamw", "lr": 0.001}}}
+    settings = {"stage": "text_encoder", "batch": 2, "model": sizes, "train": train}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    command = ("train", tmp_path / "config.yaml", "--out", tmp_path / "run")
+    assert rforce(*command) == 0
+    monkeypatch.setattr(TextEncoderStage, "__init__", lambda *given: pytest.fail("was built"))
+    capfd.readouterr()
+    assert rforce(*command) == 0
+    assert "is finished: 1 steps, weights in" in capfd.readouterr().err
+    assert rforce(*command[:2], "batch=4", *command[2:]) == 2
+    assert "batch: 2 there, 4 here" in capfd.readouterr().err
+
+
+def test_an_error_that_can_be_fixed_is_one_line_with_several_processes_too(tmp_path, capfd):
+    config = Path(__file__).parents[2] / "configs/train/mini/7_dmd.yaml"
+    assert rforce("train", config, "vae=nowhere", "--out", tmp_path / "run", "--processes", "2") == 2
+    error = capfd.readouterr().err
+    assert "no VAE in 'nowhere'" in error
+    assert "Traceback" not in error
 
 
 def test_two_processes_equal_one_even_when_stopped_by_a_signal_in_between(train, tmp_path):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from reward_forcing.cli.main import BAD_INPUT
 from reward_forcing.cli.train_plan import print_plan
 from reward_forcing.cli.workers import train_part
 from reward_forcing.training import load_stage_settings, run_worker
@@ -60,10 +61,13 @@ def _launch_workers(processes: int, config: Path, overrides: tuple[str, ...], ou
 
 
 def _as_error(rank: int, message: object) -> Exception:
-    """Return the error that ended a process: a ValueError again if it was one, else with the process's traceback."""
+    """The error that ended a process: what the caller can fix as it was, anything else with the process's traceback."""
     if not isinstance(message, dict):
         return RuntimeError(f"training process {rank} ended: {message}")
     kind, _, text = str(message["message"]).partition(": ")
-    if kind == "ValueError":
-        return ValueError(text)
+    for bad_input in BAD_INPUT:
+        if kind == bad_input.__name__:
+            return bad_input(text)
+    if kind == "VlmError":
+        return RuntimeError(text)
     return RuntimeError(f"training process {rank} failed\n{message['extraInfo']['py_callstack']}")

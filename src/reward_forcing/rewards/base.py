@@ -41,8 +41,9 @@ class Reward(Variant):
 
 @torch.no_grad()
 def rate(reward: Reward, rater: Rater, frames: Tensor, prompts: Sequence[str], fps: float) -> Tensor:
-    """Normalised scores [B] of clips [B, T, 3, H, W] in [0, 1], float32 and without a graph.
+    """Normalised scores [B] of clips [B, T, 3, H, W] in [0, 1], float32, on their device and without a graph.
 
+    The rater computes in its own precision, whatever a training around it does.
     Raises ValueError for frames of another shape or range, prompts that are not one for each clip, and a rater that
     does not give one finite number for each clip.
     """
@@ -51,7 +52,8 @@ def rate(reward: Reward, rater: Rater, frames: Tensor, prompts: Sequence[str], f
     if not (frames.amin() >= -1e-3 and frames.amax() <= 1 + 1e-3):
         low, high = float(frames.amin()), float(frames.amax())
         raise ValueError(f"a reward takes frames in [0, 1], got [{low:.3g}, {high:.3g}]")
-    raw = rater(frames.detach(), prompts, fps)
+    with torch.autocast(frames.device.type, enabled=False):
+        raw = rater(frames.detach(), prompts, fps).to(frames.device)
     if raw.shape != (len(frames),) or not bool(raw.isfinite().all()):
         raise ValueError(f"reward '{reward.kind}' must give a finite number for each of {len(frames)} clips, got {raw}")
     return reward.normalised(raw)

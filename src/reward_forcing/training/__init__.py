@@ -55,14 +55,19 @@ def run_worker(config: Path, overrides: Sequence[str], out: Path) -> int:
     import torch
     import transformers
 
+    from reward_forcing.logs import console
     from reward_forcing.processes import join_world
     from reward_forcing.training.checkpoint import only_writer
-    from reward_forcing.training.trainer import Trainer
+    from reward_forcing.training.trainer import Trainer, finished_line, finished_step
 
     settings = load_stage_settings(config, overrides)
     torch.set_num_threads(settings.train.threads)
     transformers.utils.logging.disable_progress_bar()  # a text encoder is written in a moment
     with join_world() as world, only_writer(out, world.is_first):
+        if (step := finished_step(settings, out)) is not None:
+            if world.is_first:
+                console().print(finished_line(out, step), markup=False, soft_wrap=True)
+            return 0
         torch.manual_seed(settings.seed)
         stage = stage_class(settings.stage)(settings, settings.seed, world.rank, world.size, world.device)
         outcome = Trainer(stage, out, world).run()

@@ -8,6 +8,7 @@ rollout is the one that generates: same cache, same sink, evictions included.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from reward_forcing.flow import add_noise
@@ -28,8 +29,14 @@ from reward_forcing.rollout.rollout import KVGrad, Rollout
 from reward_forcing.rollout.switches import SwitchPolicy
 from reward_forcing.training.long_tuning import LongTuning, RunningVideos
 from reward_forcing.training.losses import dmd_gradient, dmd_loss, flow_loss, score_sigma
-from reward_forcing.training.networks import load_vae, place_transformer, save_transformer
-from reward_forcing.training.prompt_sources import FilePrompts, WorldPrompts
+from reward_forcing.training.networks import (
+    check_latent_size,
+    check_network,
+    load_vae,
+    place_transformer,
+    save_transformer,
+)
+from reward_forcing.training.prompt_sources import FilePrompts, PromptSource, WorldPrompts
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
 from reward_forcing.training.rollouts import (
     Course,
@@ -43,6 +50,10 @@ from reward_forcing.training.sampling import guided_x0
 from reward_forcing.training.settings import StageSettings
 from reward_forcing.training.stage import Draw, Stage
 
+logger = logging.getLogger(__name__)
+
+WORDS_SHOWN = 10
+"""Unknown words that a warning names."""
 WATCH_BATCH = 8
 """Clips that are rolled out side by side for the watched rewards."""
 LOOK_BACK = 8
@@ -72,6 +83,7 @@ class DmdSettings(RolloutSettings):
     `watch_clips` clips of validation prompts. fps: of the decoded frames.
     """
 
+    roles: ClassVar[tuple[str, ...]] = ("generator", "fake_score")
     stage: Literal["dmd"] = "dmd"
     generator: Path
     real_score: Path
@@ -89,7 +101,7 @@ class DmdSettings(RolloutSettings):
     score_range: tuple[float, float] = (0.02, 0.98)
     captions: PositiveInt = 100_000
     prompts: Path | None = None
-    validation_prompts: PositiveInt = 16
+    validation_prompts: NonNegativeInt = 16
     negative_prompt: str = ""
     long: LongTuning | None = None
     first_frame_weight: PositiveFloat = 1.0
@@ -97,11 +109,27 @@ class DmdSettings(RolloutSettings):
     watch_clips: int = Field(16, ge=2)
     fps: PositiveFloat = 16.0
 
+    def batches(self) -> tuple[int, ...]:
+        return (self.batch,)
+
     @model_validator(mode="after")
     def _some_noise_is_guided(self) -> Self:
         low, high = self.guidance_range
         if not low < high:
             raise ValueError(f"guidance_range={self.guidance_range} is no range; give the lower noise level first")
+        return self
+
+    @model_validator(mode="after")
+    def _scores_are_compared_at_noise(self) -> Self:
+        low, high = self.score_range
+        if not 0 < low < high <= 1:
+            raise ValueError(f"score_range={self.score_range} must be two noise levels, 0 < low < high <= 1")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_watched_is_seen(self) -> Self:
+        if self.watched and not self.train.sample_every:
+            raise ValueError("watched rewards rate the samples of a run; set train.sample_every, or leave watched out")
         return self
 
     @model_validator(mode="after")
@@ -164,8 +192,10 @@ class DmdStage(Stage[DmdSettingsT]):
     def __init__(self, settings: DmdSettingsT, seed: int, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(settings, seed, rank, world_size, device)
         self.streamed = streamed_course(settings)
-        self.source = FilePrompts(settings.prompts, settings.validation_prompts) if settings.prompts else WorldPrompts()
+        check_network(settings.vae, "VAE")
+        check_latent_size(settings.generator, settings.latent_size)
         self.prompts = PromptEncoder(settings.text, device)
+        self.source = self._prompt_source()
         lora = settings.train.lora
         self.generator = place_transformer(settings.generator, self.placement, lora=lora.get("generator"), seed=seed)
         self.real_score = place_transformer(settings.real_score, self.placement, trained=False)
@@ -177,6 +207,18 @@ class DmdStage(Stage[DmdSettingsT]):
         self.raters: dict[str, tuple[Reward, Rater]] = {
             name: (reward, reward.load(device)) for name, reward in settings.watched.items()
         }
+
+    def _prompt_source(self) -> PromptSource:
+        """Where prompts come from; tells of words that the text encoder cannot read."""
+        settings = self.settings
+        if settings.prompts is None:
+            return WorldPrompts(settings.captions)
+        source = FilePrompts(settings.prompts, settings.validation_prompts)
+        if self.rank == 0 and (words := self.prompts.unknown_words(source.lines)):
+            more = f" and {len(words) - WORDS_SHOWN} more" if len(words) > WORDS_SHOWN else ""
+            named = ", ".join(f"'{word}'" for word in words[:WORDS_SHOWN])
+            logger.warning("'%s' has words that '%s' does not know: %s%s", settings.prompts, settings.text, named, more)
+        return source
 
     @property
     def critic_folder(self) -> Path:
@@ -281,17 +323,12 @@ class DmdStage(Stage[DmdSettingsT]):
     def _samples_of(self, role: str, draw: Draw) -> tuple[list[int], list[int], list[int]]:
         """Noise seeds, scenes and wordings of this shard; a group has the scene and the wording of its first."""
         group, items = self.group(role), draw.share(self.settings.batch)
-        if len(items) % group:
-            raise ValueError(
-                f"a shard of {len(items)} samples does not hold whole groups of {group}; use a larger batch, or fewer "
-                "processes or accumulated parts"
-            )
         firsts = [index - index % group for index in items]
         drawn = {}
         for index in sorted({*items, *firsts}):
             generator = draw.sample(index)
             seed = int(torch.randint(2**62, (), generator=generator))
-            drawn[index] = seed, int(torch.randint(self.settings.captions, (), generator=generator))
+            drawn[index] = seed, int(torch.randint(self.source.count, (), generator=generator))
         return (
             [drawn[index][0] for index in items],
             [drawn[index][1] for index in firsts],

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -24,7 +24,7 @@ from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.rollout.kv_cache import CacheSettings
 from reward_forcing.rollout.sinks import NoSink, StaticSink
 from reward_forcing.training.latents import JoinedLatents, open_latents
-from reward_forcing.training.networks import load_vae, place_transformer, prepared, save_transformer
+from reward_forcing.training.networks import check_network, load_vae, place_transformer, prepared, save_transformer
 from reward_forcing.training.phases import Phase, phase_at
 from reward_forcing.training.prompts import PromptEncoder, PromptTimeline
 from reward_forcing.training.sampling import causal_trajectory, ode_trajectory
@@ -113,6 +113,7 @@ class FlowMatchingSettings(StageSettings):
     switches: see `Switches`; none if left out.
     """
 
+    roles: ClassVar[tuple[str, ...]] = ("transformer",)
     stage: Literal["flow_matching"] = "flow_matching"
     latents: Path | tuple[Path, ...]
     validation_latents: Path
@@ -128,6 +129,19 @@ class FlowMatchingSettings(StageSettings):
     sample_steps: PositiveInt = 25
     sample_shift: float = 5.0
     guidance: float = 4.0
+
+    def batches(self) -> tuple[int, ...]:
+        return tuple(phase.batch for phase in self.phases)
+
+    @model_validator(mode="after")
+    def _clips_hold_what_a_cache_shows(self) -> Self:
+        shortest = min((phase.frames for phase in self.phases), default=0)
+        if isinstance(self.objective, TeacherForcing) and self.objective.frames > shortest:
+            raise ValueError(
+                f"objective.frames={self.objective.frames} are cut from each clip, and the shortest phase's clips have "
+                f"{shortest}; make phases longer or objective.frames smaller"
+            )
+        return self
 
     @model_validator(mode="after")
     def _adapters_have_a_base(self) -> Self:
@@ -157,6 +171,15 @@ class FlowMatchingStage(Stage[FlowMatchingSettings]):
                 f"'{self.switching.folder}' should hold clips of {self.data.shape} with switches "
                 "(rforce data make --switch-chunk)"
             )
+        cut = settings.objective.frames if isinstance(settings.objective, TeacherForcing) else 1
+        longest = max(phase.frames for phase in settings.phases)
+        for what, data, needed in (("latents", self.data, longest), ("validation_latents", self.validation, cut)):
+            if data.shape[0] < needed:
+                raise ValueError(
+                    f"{what} are clips of {data.shape[0]} latent frames, and {needed} are asked for; encode longer "
+                    "clips (--frames), or shorten phases and objective"
+                )
+        check_network(settings.vae, "VAE")
         self.prompts = PromptEncoder(settings.text, device)
         torch.manual_seed(seed)
         if settings.init is not None:

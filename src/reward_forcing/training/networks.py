@@ -106,6 +106,18 @@ def vae_geometry(folder: Path, height: int, width: int) -> Geometry:
     return Geometry(height, width, spatial_factor=factors.spatial_factor, temporal_factor=factors.temporal_factor)
 
 
+def check_latent_size(folder: Path, latent_size: tuple[int, int]) -> None:
+    """Raise ValueError unless latent frames of this size divide into the patches of a diffusers folder's transformer.
+
+    Raises FileNotFoundError if there is none.
+    """
+    check_network(folder, "transformer")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    _, rows, columns = config.get("patch_size", (1, 2, 2))
+    if latent_size[0] % rows or latent_size[1] % columns:
+        raise ValueError(f"latent_size {latent_size} does not divide into patches of {(rows, columns)} ('{folder}')")
+
+
 def check_network(folder: Path, what: str) -> None:
     """Raise FileNotFoundError unless a folder holds a network, which a message calls `what`."""
     if not (folder / "config.json").is_file():

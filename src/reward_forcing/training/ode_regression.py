@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -45,6 +45,7 @@ class OdeRegressionSettings(StageSettings):
     held out for the validation loss, which is logged with the samples (`train.sample_every`).
     """
 
+    roles: ClassVar[tuple[str, ...]] = ("generator",)
     stage: Literal["ode_regression"] = "ode_regression"
     pairs: Path
     lmdb: LmdbSettings | None = None
@@ -56,6 +57,9 @@ class OdeRegressionSettings(StageSettings):
     context: Literal["noisy", "clean"] = "noisy"
     clean_chunks: bool = True
     validation: float = Field(0.05, ge=0, lt=1)
+
+    def batches(self) -> tuple[int, ...]:
+        return (self.batch,)
 
     def pattern(self, frames: int) -> AttentionPattern:
         """Who sees whom in a pair of `frames` frames; with a clean context over as many clean frames before them."""

@@ -136,6 +136,7 @@ def make_plan(settings: StageSettings, cluster: Cluster) -> Plan:
             f"a batch of {workload.batch} does not divide into {gpus} GPUs x train.accumulate {train.accumulate}; "
             f"use divisors of {workload.batch}"
         )
+    settings.check_shards(gpus * train.accumulate)
     clips = workload.batch // (gpus * train.accumulate)
     shards = min(gpus, cluster.node) if train.shard == "hybrid" else gpus
     memory = _standing(workload, train, shards)

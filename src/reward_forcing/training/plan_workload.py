@@ -1,7 +1,7 @@
 """What the stages do in a step, as numbers: networks, operations of each update, and bytes beside the weights.
 
-Follows `DmdStage`, `ReDmdStage` and `OdeRegressionStage` pass by pass: whoever changes what a stage computes changes it
-here too. Knows no GPUs and no rates.
+Follows the stages of DMD, Re-DMD, ODE regression and flow matching pass by pass: whoever changes what a stage computes
+changes it here too. Knows no GPUs and no rates.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from transformers import UMT5Config
 
 from reward_forcing.config import unknown
 from reward_forcing.models.live_bytes import LiveBytes
+from reward_forcing.models.masks import teacher_forcing
 from reward_forcing.models.meta_networks import meta_text_encoder, meta_transformer, meta_vae
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.training.dmd import DmdSettings
+from reward_forcing.training.flow_matching import FlowMatchingSettings, TeacherForcing
+from reward_forcing.training.latents import open_latents
 from reward_forcing.training.lora import adapt, adapter_names
 from reward_forcing.training.ode_regression import OdeRegressionSettings
 from reward_forcing.training.optim import AdamWSettings, MuonSettings, hidden_matrices
@@ -153,7 +156,10 @@ def workload_of(settings: StageSettings) -> Workload:
             return _dmd(settings)
         case OdeRegressionSettings():
             return _ode_regression(settings)
-    raise ValueError(f"a dry run plans the stages dmd, re_dmd and ode_regression, not '{settings.stage}'")
+        case FlowMatchingSettings():
+            return _flow_matching(settings)
+    planned = "dmd, re_dmd, ode_regression and flow_matching"
+    raise ValueError(f"a dry run plans the stages {planned}, not '{settings.stage}'")
 
 
 def _dmd(settings: DmdSettings) -> Workload:
@@ -260,17 +266,51 @@ def _left_out(settings: DmdSettings) -> list[str]:
 
 def _ode_regression(settings: OdeRegressionSettings) -> Workload:
     """What `OdeRegressionStage` does: one forward through the block-causal mask, and its backward."""
-    compute = bytes_per_number(settings.train)
     frames, rows, columns = _pairs_clip(settings.pairs)
-    network = _network(settings.init, "generator", settings.train)
-    shape = Shape.of(network, (rows, columns))
-    encoder, tokens, encoding = _text(settings.text)
     seen = patterned(settings.pattern(frames))
+    clip = f"A pair is {frames} latent frames of {rows} x {columns}. Validation comes on top."
+    return _regression("generator", settings.init, (rows, columns), seen, settings, settings.batch, clip)
+
+
+def _flow_matching(settings: FlowMatchingSettings) -> Workload:
+    """What `FlowMatchingStage` does in the phase of the longest clips: one forward over a clip, and its backward."""
+    if settings.init is None:
+        raise ValueError(
+            "a dry run plans a flow_matching that goes on from a transformer; give init, a folder or a name"
+        )
+    objective, phase = settings.objective, max(settings.phases, key=lambda one: (one.frames, one.batch))
+    folder = settings.latents if isinstance(settings.latents, Path) else settings.latents[0]
+    _, rows, columns = _latents_clip(folder)
+    if isinstance(objective, TeacherForcing):
+        seen = patterned(teacher_forcing(objective.frames, objective.chunk_frames))
+    else:
+        seen = bidirectional(phase.frames)
+    clip = (
+        f"All steps are taken to be of the phase with the longest clips: {phase.frames} latent frames of {rows} x "
+        f"{columns}. Validation comes on top."
+    )
+    return _regression("transformer", settings.init, (rows, columns), seen, settings, phase.batch, clip)
+
+
+def _regression(
+    role: str,
+    init: Path,
+    size: tuple[int, int],
+    seen: Attended,
+    settings: OdeRegressionSettings | FlowMatchingSettings,
+    batch: int,
+    clip: str,
+) -> Workload:
+    """One forward of a network over a clip whose tokens see what `seen` says, and its backward."""
+    compute = bytes_per_number(settings.train)
+    network = _network(init, role, settings.train)
+    shape = Shape.of(network, size)
+    encoder, tokens, encoding = _text(settings.text)
     work = (
         Work("text encoder", encoding),
-        Work("generator, text", text_flops(shape, tokens), grad=True, skipped=skipped_text_flops(shape, tokens)),
+        Work(f"{role}, text", text_flops(shape, tokens), grad=True, skipped=skipped_text_flops(shape, tokens)),
         Work(
-            "generator",
+            role,
             forward_flops(shape, seen, tokens),
             grad=True,
             recomputed=True,
@@ -282,9 +322,8 @@ def _ode_regression(settings: OdeRegressionSettings) -> Workload:
         backward = backward_work(shape, seen, tokens, compute, checkpointed)
         return _moments(graph(shape, (seen,), tokens, compute, checkpointed), (backward,))
 
-    parts = (_part("generator", settings.init, network, settings.train), encoder)
-    clip = f"A pair is {frames} latent frames of {rows} x {columns}. Validation comes on top."
-    return Workload(parts, (_update("generator", 1, work, moments),), settings.batch, (*ASSUMED, clip))
+    parts = (_part(role, init, network, settings.train), encoder)
+    return Workload(parts, (_update(role, 1, work, moments),), batch, (*ASSUMED, clip))
 
 
 ASSUMED = (
@@ -386,6 +425,14 @@ def _decoding(folder: Path, frames: int, size: tuple[int, int]) -> tuple[Part, i
         StreamingVAE(vae).decode(latents)
     parameters = sum(p.numel() for p in vae.parameters())
     return Part("vae", str(folder), parameters), counter.get_total_flops(), live.peak
+
+
+def _latents_clip(folder: Path) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a store of latents; those of the published pairs where there is no store."""
+    if not (folder / MANIFEST).is_file():
+        return PUBLISHED_CLIP
+    frames, _, rows, columns = open_latents(folder).shape
+    return frames, rows, columns
 
 
 def _pairs_clip(folder: Path) -> tuple[int, int, int]:

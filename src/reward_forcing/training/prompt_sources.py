@@ -20,6 +20,8 @@ class PromptSource(Protocol):
 
     examples: tuple[str, ...]
     """A few prompts to look at while a run lasts."""
+    count: int
+    """How many are trained with; items are numbered from 0."""
 
     def prompts(self, items: Sequence[tuple[int, int]]) -> list[str]:
         """The prompts of these items."""
@@ -37,7 +39,10 @@ class PromptSource(Protocol):
 class WorldPrompts:
     """Captions of training scenes of the world, and of its switched scenes."""
 
-    examples = SAMPLE_PROMPTS
+    examples: tuple[str, ...] = SAMPLE_PROMPTS
+
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def prompts(self, items: Sequence[tuple[int, int]]) -> list[str]:
         """A caption of each scene."""
@@ -56,8 +61,8 @@ class WorldPrompts:
 class FilePrompts:
     """The lines of a file; its last ones are kept for validation.
 
-    validation_prompts: how many are kept. Raises FileNotFoundError for a missing file, ValueError for one that has no
-    line left to train with.
+    validation_prompts: how many are kept; with none the first ones validate too. Raises FileNotFoundError for a missing
+    file, ValueError for one that has no line left to train with.
     """
 
     def __init__(self, file: Path, validation_prompts: int) -> None:
@@ -69,9 +74,15 @@ class FilePrompts:
             )
         self._train, self._kept = lines[: len(lines) - validation_prompts], lines[len(lines) - validation_prompts :]
         self.examples = self._train[: len(SAMPLE_PROMPTS)]
+        self.count = len(self._train)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """All lines."""
+        return (*self._train, *self._kept)
 
     def prompts(self, items: Sequence[tuple[int, int]]) -> list[str]:
-        """The lines with these numbers, which may exceed the file's."""
+        """The lines with these numbers; beyond the last they begin again."""
         return [self._train[number % len(self._train)] for number, _ in items]
 
     def switched(self, items: Sequence[tuple[int, int]]) -> tuple[list[str], list[str]]:
@@ -80,4 +91,5 @@ class FilePrompts:
 
     def validation(self, count: int) -> list[str]:
         """The kept lines, over again if more are asked for."""
-        return [self._kept[number % len(self._kept)] for number in range(count)]
+        lines = self._kept or self._train
+        return [lines[number % len(lines)] for number in range(count)]

@@ -53,6 +53,15 @@ class ReDmdSettings(DmdSettings):
     weight_clip: PositiveFloat | None = None
     rated_in: Literal["fp32", "bf16"] = "fp32"
 
+    def check_shards(self, shards: int) -> None:
+        """Also raise ValueError unless every shard holds whole groups."""
+        super().check_shards(shards)
+        if self.batch // shards % self.group:
+            raise ValueError(
+                f"{self.batch // shards} samples, a batch of {self.batch} in {shards} shards, are no whole groups of "
+                f"{self.group}; use a larger batch, or fewer processes or accumulated parts"
+            )
+
     @model_validator(mode="after")
     def _groups_fill_the_batch(self) -> Self:
         if self.batch % self.group:
@@ -87,6 +96,8 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
         if role != self.weighted_role:
             return None, {}
         with self.clock("reward"):
+            if not bool(rolled.clip.isfinite().all()):  # no reward rates that; the update is skipped
+                return rolled.clip.new_full((len(rolled.clip),), torch.nan), {}
             frames = self.pixels(rolled.clip, self._decoded_in)
             reward = rate(self.settings.reward, self.rater, frames, captions[-1], self.settings.fps)
         reward = reward.to(rolled.clip.device)
@@ -173,6 +184,8 @@ class RunningScale:
             return
         count, total, squares = sum_over_processes(self._sums.to(device)).tolist()
         self._sums.zero_()
+        if not count:
+            return  # nothing could be rated
         new = [total / count, squares / count]
         old = self.moments or new
         self.before = self.moments

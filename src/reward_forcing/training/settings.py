@@ -1,10 +1,11 @@
 """What every stage's configuration file shares: `stage`, `seed` and `train`. A stage subclasses to add its own keys."""
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from reward_forcing.config import Settings
+from reward_forcing.config import Settings, unknown
 from reward_forcing.training.ema import EmaSettings
 from reward_forcing.training.lora import LoraSettings
 from reward_forcing.training.optim import LearningRateSettings, OptimizerSettings
@@ -62,9 +63,49 @@ HARMLESS = frozenset(
 class StageSettings(Settings):
     """The root of a stage's configuration file. Subclasses add the stage's own keys.
 
-    stage: the stage's name, which each subclass narrows to a Literal (hence Any here).
+    stage: the stage's name, which each subclass narrows to a Literal (hence Any here). roles: of the networks that the
+    stage trains; empty where only the stage itself can tell.
     """
 
+    roles: ClassVar[tuple[str, ...]] = ()
     stage: Any
     seed: int = 0
     train: TrainSettings
+
+    @model_validator(mode="after")
+    def _roles_are_the_stages(self) -> Self:
+        if self.roles:
+            self.check_roles(self.roles)
+        return self
+
+    def check_roles(self, roles: Iterable[str]) -> None:
+        """Raise ValueError where `train` names a network that the stage does not train, or leaves one out."""
+        roles = sorted(roles)
+        for place in ("optimizers", "ema", "lora"):
+            for role in sorted(set(getattr(self.train, place)) - set(roles)):
+                raise ValueError(f"train.{place}: {unknown('role', role, roles)}")
+        for role in roles:
+            if role not in self.train.optimizers:
+                raise ValueError(f"train.optimizers has no entry for role '{role}' of stage '{self.stage}'")
+
+    def batches(self) -> tuple[int, ...]:
+        """The sizes of the global batches that the run's updates take."""
+        return ()
+
+    def check_shards(self, shards: int) -> None:
+        """Raise ValueError unless all batches divide into so many shards (processes x train.accumulate)."""
+        for batch in self.batches():
+            shard_size(batch, shards)
+
+
+def shard_size(batch: int, shards: int) -> int:
+    """How much of a global batch one of its equal shards holds.
+
+    Raises ValueError unless the shards divide it: unequal ones would bias the averaged gradient.
+    """
+    if batch % shards:
+        raise ValueError(
+            f"batch size {batch} does not divide into {shards} shards (processes x train.accumulate); "
+            f"use a multiple of {shards}"
+        )
+    return batch // shards

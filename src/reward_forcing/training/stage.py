@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reward_forcing.logs import Clock
 from reward_forcing.training.parallel import Placement
-from reward_forcing.training.settings import StageSettings
+from reward_forcing.training.settings import StageSettings, shard_size
 
 SettingsT = TypeVar("SettingsT", bound=StageSettings)
 
@@ -46,16 +46,8 @@ class Draw:
         return cls(seed, role, step, shard, shards, local, generator_for("shared", seed, role, step))
 
     def share(self, batch_size: int) -> range:
-        """Return the indices of the global batch that belong to this shard.
-
-        Raises ValueError unless the shards divide `batch_size`: unequal shares would bias the averaged gradient.
-        """
-        if batch_size % self.shards:
-            raise ValueError(
-                f"batch size {batch_size} does not divide into {self.shards} shards (processes x train.accumulate); "
-                f"use a multiple of {self.shards}"
-            )
-        size = batch_size // self.shards
+        """Return the indices of the global batch that belong to this shard. Raises ValueError as `shard_size` does."""
+        size = shard_size(batch_size, self.shards)
         return range(self.shard * size, (self.shard + 1) * size)
 
     def sample(self, index: int, purpose: str = "sample") -> torch.Generator:
@@ -70,7 +62,8 @@ class Stage(ABC, Generic[SettingsT]):
     """A training stage. Subclasses name their settings class and implement `networks`, `loss` and `export`.
 
     `clock` may time parts of a loss (`with self.clock("data"): ...`); the log shows them beside the trainer's own.
-    Raises ValueError for settings that need transformers in a stage whose networks are others.
+    Raises ValueError for settings that need transformers in a stage whose networks are others, and for batches that do
+    not divide among the processes.
     """
 
     settings_class: ClassVar[type[StageSettings]]
@@ -90,6 +83,7 @@ class Stage(ABC, Generic[SettingsT]):
                 f"stage '{settings.stage}' trains no transformer; leave out train.shard, train.lora and "
                 "train.activation_checkpointing"
             )
+        settings.check_shards(world_size * train.accumulate)
         self.placement = Placement.of(train.shard, train.precision, world_size, device, train.compile)
 
     @abstractmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -70,10 +70,14 @@ class TextEncoderStageSettings(StageSettings):
     """Settings of the text-encoder stage. unknown_words: part of the words replaced by '<unk>', so that a prompt with
     words outside the vocabulary still means the rest."""
 
+    roles: ClassVar[tuple[str, ...]] = ("text_encoder",)
     stage: Literal["text_encoder"] = "text_encoder"
     model: TextEncoderSettings = TextEncoderSettings()
     batch: int = 128
     unknown_words: float = 0.04
+
+    def batches(self) -> tuple[int, ...]:
+        return (self.batch,)
 
 
 class _Reader(nn.Module):

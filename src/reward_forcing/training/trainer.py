@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from pydantic import ValidationError
 from torch import nn
 
-from reward_forcing.config import unknown
 from reward_forcing.interrupt import Interrupt
 from reward_forcing.logs import StepProgress, console, duration
 from reward_forcing.processes import ALONE, World, from_first
@@ -26,7 +26,7 @@ from reward_forcing.training.distributed import average_gradients, broadcast_wei
 from reward_forcing.training.learner import Learner, averaged_weights, only_trainable
 from reward_forcing.training.parallel import checkpoint_activations, is_sharded, whole_copy
 from reward_forcing.training.run_log import Averages, RunLog
-from reward_forcing.training.settings import HARMLESS
+from reward_forcing.training.settings import HARMLESS, StageSettings
 from reward_forcing.training.stage import Draw, Stage, generator_for
 
 
@@ -50,7 +50,7 @@ class Trainer:
         self.out = out
         self.world = world
         networks = stage.networks()
-        self._check_roles(set(networks))
+        stage.settings.check_roles(networks)
         if self.settings.activation_checkpointing:
             checkpoint_activations(networks.values())
         self.learners = {
@@ -74,7 +74,7 @@ class Trainer:
         self._started, self._cpu_started = time.monotonic(), time.process_time()
         self._resume()
         if self._is_finished():
-            self._say(f"{self.out} is finished: {self.step} steps, weights in {self.out / 'final'}")
+            self._say(finished_line(self.out, self.step))
             return Outcome(self.step)
         self.out.mkdir(parents=True, exist_ok=True)
         self._log = RunLog(self.out, self._settings_dump(), self.step) if self.world.is_first else None
@@ -247,7 +247,9 @@ class Trainer:
             broadcast_weights((learner.network for learner in self.learners.values()), self.world)
             return
         path, values = found
-        check_same_settings(self._with_defaults(values["settings"]), self._settings_dump(), HARMLESS, self.out)
+        check_same_settings(
+            _with_defaults(self.stage.settings, values["settings"]), self._settings_dump(), HARMLESS, self.out
+        )
         stored = self.checkpoints.stored(path)
         for role, learner in self.learners.items():
             learner.make_room(_named(stored, role))
@@ -280,9 +282,7 @@ class Trainer:
 
     def _is_finished(self) -> bool:
         """Whether the export in final/ is of the last step; an earlier, shorter run may have left one too."""
-        record = self.out / "finished.json"
-        finished_steps = json.loads(record.read_text(encoding="utf-8"))["steps"] if record.is_file() else -1
-        return self.step >= self.settings.steps and finished_steps == self.step
+        return self.step >= self.settings.steps and _exported_step(self.out) == self.step
 
     def _settings_dump(self) -> dict[str, Any]:
         return self.stage.settings.model_dump(mode="json")
@@ -290,24 +290,44 @@ class Trainer:
     def _wall(self) -> float:
         return self._wall_before + time.monotonic() - self._started
 
-    def _with_defaults(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """A run's settings, with defaults for keys that the stage has gained since; as they are if no longer valid."""
-        try:
-            return type(self.stage.settings).model_validate(saved).model_dump(mode="json")
-        except ValidationError:
-            return saved
-
     def _say(self, text: str) -> None:
         if self.world.is_first:
             console().print(text, markup=False, soft_wrap=True)
 
-    def _check_roles(self, roles: set[str]) -> None:
-        by_role = {"optimizers": self.settings.optimizers, "ema": self.settings.ema, "lora": self.settings.lora}
-        for place, named in by_role.items():
-            for role in sorted(set(named) - roles):
-                raise ValueError(f"train.{place}: {unknown('role', role, sorted(roles))}")
-        for role in sorted(roles - set(self.settings.optimizers)):
-            raise ValueError(f"train.optimizers has no entry for role '{role}' of stage '{self.stage.settings.stage}'")
+
+def finished_step(settings: StageSettings, out: Path) -> int | None:
+    """The last step of the run in `out` if it is finished, told by its records before any network is read.
+
+    Raises ValueError if it was trained with other settings.
+    """
+    steps = Checkpoints(out / "checkpoints").steps()
+    try:
+        saved = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None  # what the checkpoint itself says is checked once it is read
+    if not steps or not isinstance(saved, dict):
+        return None
+    check_same_settings(_with_defaults(settings, saved), settings.model_dump(mode="json"), HARMLESS, out)
+    return steps[-1] if steps[-1] >= settings.train.steps and _exported_step(out) == steps[-1] else None
+
+
+def finished_line(out: Path, step: int) -> str:
+    """What is said of a run that is finished."""
+    return f"{out} is finished: {step} steps, weights in {out / 'final'}"
+
+
+def _exported_step(out: Path) -> int:
+    """The step whose weights are in final/, -1 for none."""
+    record = out / "finished.json"
+    return json.loads(record.read_text(encoding="utf-8"))["steps"] if record.is_file() else -1
+
+
+def _with_defaults(settings: StageSettings, saved: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings, with defaults for keys that the stage has gained since; as they are if no longer valid."""
+    try:
+        return type(settings).model_validate(saved).model_dump(mode="json")
+    except ValidationError:
+        return saved
 
 
 def _named(stored: Mapping[str, torch.Tensor], owner: str) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -66,6 +66,7 @@ class VaeStageSettings(StageSettings):
     to validate with.
     """
 
+    roles: ClassVar[tuple[str, ...]] = ("vae",)
     stage: Literal["vae"] = "vae"
     model: VaeSettings = VaeSettings()
     init: Path | None = None
@@ -78,6 +79,9 @@ class VaeStageSettings(StageSettings):
     foreground_weight: float = 5.0
     validation_clips: PositiveInt = 16
     validation_frames: PositiveInt = 33
+
+    def batches(self) -> tuple[int, ...]:
+        return tuple(phase.batch for phase in self.phases)
 
     @model_validator(mode="after")
     def _the_world_is_square(self) -> Self:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -48,12 +48,16 @@ class VideoFeaturesSettings(StageSettings):
     Gaussian noise that is added at most.
     """
 
+    roles: ClassVar[tuple[str, ...]] = ("video_features",)
     stage: Literal["video_features"] = "video_features"
     model: FeatureSettings = FeatureSettings()
     batch: PositiveInt = 32
     frames: PositiveInt = 81
     noise: float = 0.04
     captions: PositiveInt = 1_000_000
+
+    def batches(self) -> tuple[int, ...]:
+        return (self.batch,)
 
 
 class VideoFeaturesStage(Stage[VideoFeaturesSettings]):
