@@ -490,9 +490,19 @@ def test_a_teachers_training_is_planned_like_a_forward_over_the_whole_clip():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_full_size_configuration_fits_a_gpu_as_it_is(path: Path):
     settings = load_stage_settings(path)
-    gpus = {"dmd_1gpu": 1, "dmd_64gpu": 64, "long_tuning": 64}.get(path.stem, 8)
+    gpus = {"dmd_1gpu": 1, "dmd_64gpu": 64, "re_dmd_64gpu": 64, "long_tuning": 64}.get(path.stem, 8)
     plan = make_plan(settings, Cluster(gpus=gpus))
     assert plan.total[plan.configured] / 2**30 < (141 if gpus == 1 else 80) * 0.95
+
+
+def test_all_full_size_teachers_are_guided_away_from_the_same_prompt():
+    prompt = (CONFIGS / "negative_prompt.txt").read_text(encoding="utf-8").strip()
+    guided = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONFIGS.glob("*dmd*.yaml")]
+    guided += [
+        yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("rolling_8gpu", "long_tuning")
+    ]
+    assert {values["negative_prompt"] for values in guided} == {prompt}
 
 
 def test_what_the_stage_would_refuse_is_refused_by_the_plan(plan):

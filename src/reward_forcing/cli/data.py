@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from reward_forcing.cli.data_encode import encode
-from reward_forcing.cli.shares import parse_share
+from reward_forcing.cli.shares import device_of, parse_share
 from reward_forcing.logs import StepProgress
 
 app = typer.Typer(
@@ -176,7 +176,7 @@ def ode_pairs(
          "negative_prompt": negative_prompt, "seed": seed, "prompts": prompts_hash(lines),
          "causal": _causal_teacher(cache or (), context) if causal else None}
     )  # fmt: skip
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = device or device_of(part[0])
     with StepProgress("ode pairs", 0, max(1, len(range(part[0], manifest.shards, part[1])))) as progress:
         for done in make_ode_pairs(teacher, text, out, manifest, part, batch, lines, where, context):
             progress.advance(done)

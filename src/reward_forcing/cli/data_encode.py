@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reward_forcing.cli.generate import parse_size
-from reward_forcing.cli.shares import parse_share
+from reward_forcing.cli.shares import device_of, parse_share
 from reward_forcing.logs import StepProgress
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def encode(
         fps=fps, vae=weights_hash(vae),
     )  # fmt: skip
     torch.set_num_threads(1)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = device or device_of(part[0])
     with StepProgress("encode", 0, max(1, len(range(part[0], manifest.shards, part[1])))) as progress:
         for done in encode_videos(folder, clips, skipped, vae, out, manifest, part, where):
             progress.advance(done)
