@@ -154,7 +154,9 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise ValueError(f"override '{override}' must have the form group.name=value")
     *groups, last = name.strip().split(".")
     for group in groups:
-        values = values.setdefault(group, {})
+        if values.get(group) is None:
+            values[group] = {}
+        values = values[group]
         if not isinstance(values, dict):
             raise ValueError(f"override '{override}': '{group}' is a value, not a group of settings")
     try:

@@ -30,6 +30,22 @@ def test_roles_are_listed_with_the_default(network: WanDiT, tmp_path: Path) -> N
     assert info.default_role == "generator"
 
 
+def test_an_average_goes_before_a_critic_and_without_either_one_must_choose(network: WanDiT, tmp_path: Path) -> None:
+    torch.save({"critic": prefixed(network), "generator_ema": prefixed(network)}, tmp_path / "a.pt")
+    assert inspect(tmp_path / "a.pt", heads=2).default_role == "generator_ema"
+    torch.save({"critic": prefixed(network), "teacher": prefixed(network)}, tmp_path / "b.pt")
+    info = inspect(tmp_path / "b.pt", heads=2)
+    assert info.default_role is None
+    assert "--which ROLE" in str(info.problem)
+
+
+def test_an_incomplete_network_is_told(network: WanDiT, tmp_path: Path) -> None:
+    state = prefixed(network)
+    state.pop(next(name for name in state if name.endswith("blocks.1.ffn.0.weight")))
+    torch.save(state, tmp_path / "a.pt")
+    assert "1 missing (blocks.1.ffn.net.0.proj.weight)" in str(inspect(tmp_path / "a.pt", heads=2).problem)
+
+
 def test_unknown_heads_are_reported_and_not_guessed(network: WanDiT, tmp_path: Path) -> None:
     torch.save(prefixed(network), tmp_path / "a.pt")
     info = inspect(tmp_path / "a.pt")

@@ -113,6 +113,14 @@ def damage_head(state: dict[str, torch.Tensor]) -> None:
     del state["model.head.head.weight"]
 
 
+def damage_counter(state: dict[str, torch.Tensor]) -> None:
+    state["step"] = torch.tensor(7)
+
+
+def damage_note(state: dict[str, torch.Tensor]) -> None:
+    state["note"] = "from somewhere"  # pyright: ignore[reportArgumentType]
+
+
 def damage_kind(state: dict[str, torch.Tensor]) -> None:
     state["model.vace_blocks.0.before_proj.weight"] = torch.zeros(24, 24)
 
@@ -125,6 +133,8 @@ def damage_kind(state: dict[str, torch.Tensor]) -> None:
         (damage_block, r"block 2 is missing: the blocks are 0, 1, 4000000000"),
         (damage_patch, r"'patch_embedding\.weight' has the shape \[24\], which no Wan transformer has"),
         (damage_head, r"'proj_out\.weight' is missing"),
+        (damage_counter, r"'step' is a number \(int64\), no weight"),
+        (damage_note, r"one with entries that are no tensors: note"),
         (damage_kind, r"'vace_blocks\.0\.before_proj\.weight' belongs to a VACE network; only text-to-video"),
     ],
 )

@@ -60,9 +60,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     read: list[object] = []
     load = StreamingVideoPipeline.load
 
-    def spy(folder: object) -> StreamingVideoPipeline:
+    def spy(folder: object, **more: bool) -> StreamingVideoPipeline:
         read.append(folder)
-        return load(folder)  # pyright: ignore[reportArgumentType]
+        return load(folder, **more)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(StreamingVideoPipeline, "load", spy)
     return read

@@ -103,6 +103,9 @@ def test_convert_merges_a_lora(tmp_path: Path) -> None:
         (("--whole", "--to", "comfy"), "--whole writes a folder"),
         (("--weights", "a.pt"), "add --whole"),
         (("--to", "forcing", "--causal"), "only a file for ComfyUI"),
+        (("--whole", "--causal"), "leave it out with --whole"),
+        (("--lora-alpha", "3"), "belongs to a LoRA"),
+        (("--lora", "a.pt", "--lora-alpha", "nan"), "must be a finite number"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from reward_forcing.rollout import NoSink, Sink
 from reward_forcing.streaming import model_folder
@@ -103,12 +103,54 @@ def test_a_plain_diffusers_folder_takes_its_methods_numbers(folder: Path) -> Non
     assert open_model_folder(folder, "self").settings.cache == METHODS["self"].cache
 
 
+def test_a_folder_notes_what_its_weights_were_not_trained_for(folder: Path) -> None:
+    assert open_model_folder(folder).notes == []
+    (larger,) = open_model_folder(folder).resized(64, 32).notes
+    assert "were trained at 32x32, not at 32x64" in larger
+    (other,) = open_model_folder(folder, "longlive").notes
+    assert "trained for the method 'reward', not for 'longlive'" in other
+    edit(folder / INDEX, _class_name="WanPipeline", streaming=None)
+    (plain,) = open_model_folder(folder).notes
+    assert "says nothing of streaming" in plain
+    assert open_model_folder(folder, weights=folder / "transformer").notes == []
+
+
+def test_a_method_is_chosen_and_not_set(folder: Path) -> None:
+    for changes in (["method=rolling"], {"method": "nonsense"}):
+        with pytest.raises(ValueError, match="would change the name alone"):
+            open_model_folder(folder, changes=changes)
+    assert open_model_folder(folder, changes=["method=reward"]).settings == open_model_folder(folder).settings
+
+
+def test_weights_of_another_method_take_its_steps(folder: Path) -> None:
+    weights = folder / "transformer"
+    edit(
+        folder / INDEX,
+        streaming=json.loads((folder / INDEX).read_text())["streaming"] | {"denoising_steps": [1000, 500]},
+    )
+    assert open_model_folder(folder, "rolling").settings.denoising_steps == (1000, 500)
+    assert open_model_folder(folder, "rolling", weights).settings.denoising_steps == METHODS["rolling"].denoising_steps
+    assert open_model_folder(folder, None, weights).settings.denoising_steps == (1000, 500)
+
+
+def test_a_setting_that_is_nothing_yet_can_become_a_group(folder: Path) -> None:
+    clips = open_model_folder(folder, changes=["clips.frames=6"]).settings.clips
+    assert clips is not None
+    assert clips.frames == 6
+
+
 def test_other_weights_replace_the_transformer(tiny_model_folder: Path, folder: Path, tiny_dit: Any) -> None:
     torch.save({"generator": tiny_dit(seed=1, text_dim=32).state_dict()}, folder / "other.pt")
     shutil.copy(folder / "transformer" / "config.json", folder / "config.json")
     other = StreamingVideoPipeline.from_pretrained(tiny_model_folder, weights=folder / "other.pt", device="cpu")
     own = StreamingVideoPipeline.from_pretrained(tiny_model_folder, device="cpu")
     assert not torch.allclose(other.generate(PROMPT, 0.3), own.generate(PROMPT, 0.3), atol=1e-3)
+
+
+def without(path: Path, name: str) -> None:
+    state = load_file(path)
+    del state[name]
+    save_file(state, path, metadata={"format": "pt"})
 
 
 def cut(path: Path) -> None:
@@ -177,8 +219,37 @@ DAMAGE: dict[str, tuple[Any, type[Exception], str]] = {
     "wider text encoder": (
         lambda f: edit(f / "text_encoder" / "config.json", d_model=64),
         ValueError,
-        "the transformer expects 32 text features, the text encoder gives 64",
+        "the weights do not fit the text encoder: 12 of another shape",
     ),
+    "text encoder without a matrix": (
+        lambda f: without(
+            f / "text_encoder" / "model.safetensors", "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
+        ),
+        ValueError,
+        "the weights do not fit the text encoder: 1 missing",
+    ),
+    "text encoder of no numbers": (
+        lambda f: edit(f / "text_encoder" / "config.json", num_layers="two"),
+        ValueError,
+        "text_encoder'",
+    ),
+    "code for a tokenizer": (
+        lambda f: edit(f / "tokenizer" / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]}),
+        ValueError,
+        "asks for code of its own",
+    ),
+    "vae of no numbers": (lambda f: edit(f / "vae" / "config.json", dim_mult=3), ValueError, "vae'"),
+    "statistics of another vae": (
+        lambda f: edit(f / "vae" / "config.json", latents_mean=[0.0]),
+        ValueError,
+        "latents_mean and latents_std must hold z_dim = 4 numbers",
+    ),
+    "transformer of no numbers": (
+        lambda f: edit(f / "transformer" / "config.json", eps="small"),
+        ValueError,
+        "eps = 'small', which is no number",
+    ),
+    "method of no name": (lambda f: edit(f / INDEX, streaming={"method": 5}), ValueError, "method must be a name"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), FileNotFoundError, "no tokenizer_config.json"),
 }
 

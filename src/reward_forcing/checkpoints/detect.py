@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from reward_forcing.checkpoints.diffusers import infer_config, read_config
+from reward_forcing.checkpoints.diffusers import check_fit, empty_network, infer_config, read_config
 from reward_forcing.checkpoints.files import LazyTensor, companions, files_hash, read_weights
 from reward_forcing.checkpoints.forcing import (
     COMFY_PREFIX,
@@ -62,11 +62,15 @@ class Checkpoint:
     config: dict[str, Any] | None
 
     def role(self, which: str | None = None) -> str:
-        """The role to use: `which`, else the generator, else the only one. Raises ValueError if that is not one."""
-        if which is None and (DEFAULT_ROLE in self.roles or len(self.roles) == 1):
-            return DEFAULT_ROLE if DEFAULT_ROLE in self.roles else next(iter(self.roles))
+        """The role to use: `which`, else the generator, its average, or the only one. Raises ValueError for none."""
         if which is None:
-            raise ValueError(f"'{self.path}' holds several networks; choose one of {', '.join(self.roles)}")
+            wanted = [role for role in (DEFAULT_ROLE, f"{DEFAULT_ROLE}_ema") if role in self.roles]
+            if wanted or len(self.roles) == 1:
+                return (wanted or list(self.roles))[0]
+            raise ValueError(
+                f"'{self.path}' holds several networks, {', '.join(self.roles)}; take one of them out with "
+                "`rforce models convert FILE NEW --which ROLE`"
+            )
         if which not in self.roles:
             raise ValueError(f"'{self.path}': {unknown('role', which, self.roles)}")
         return which
@@ -146,8 +150,10 @@ def inspect(path: str | Path, *, heads: int | None = None, hashes: bool = True) 
             default = checkpoint.role()
         except ValueError as error:
             problem = str(error)
+        state = checkpoint.roles[default or next(iter(checkpoint.roles))]
         try:
-            config = infer_config(checkpoint.roles[default or next(iter(checkpoint.roles))], checkpoint.config, heads)
+            config = infer_config(state, checkpoint.config, heads)
+            check_fit(empty_network(config), state)
         except ValueError as error:
             problem = str(error)
     return CheckpointInfo(

@@ -82,6 +82,9 @@ def infer_config(
         "cross_attn_norm": "blocks.0.norm2.weight" in parameters,
     }
     settings = dict(stored or {})
+    for name, kind in (("num_attention_heads", int), ("attention_head_dim", int), ("eps", float | int)):
+        if settings.get(name) is not None and not isinstance(settings[name], kind):
+            raise ValueError(f"config.json says {name} = {settings[name]!r}, which is no number of that kind")
     for name, value in sizes.items():
         told = settings.get(name)
         if told is not None and (tuple(told) if isinstance(told, list) else told) != value:
@@ -90,9 +93,15 @@ def infer_config(
 
 
 def empty_network(config: Mapping[str, Any]) -> WanDiT:
-    """A `WanDiT` of this configuration whose parameters have shapes but no memory."""
-    with torch.device("meta"):
-        return WanDiT(**config)
+    """A `WanDiT` of this configuration whose parameters have shapes but no memory.
+
+    Raises ValueError for a configuration that is not one of a `WanDiT`.
+    """
+    try:
+        with torch.device("meta"):
+            return WanDiT(**config)
+    except (TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"the configuration is none of a Wan transformer: {error}") from error
 
 
 def check_fit(network: nn.Module, parameters: Mapping[str, LazyTensor], what: str = "network") -> None:

@@ -59,6 +59,10 @@ def roles_of(content: Mapping[str, Any]) -> dict[str, dict[str, LazyTensor]]:
         states = {DEFAULT_ROLE: own or content}
     if not states:
         held = f"{', '.join(list(content)[:5])}, which hold no tensors" if content else "no tensors"
+        for state in (content, *(value for value in content.values() if isinstance(value, Mapping))):
+            others = [str(name) for name, value in state.items() if not isinstance(value, LazyTensor)]
+            if len(others) < len(state):
+                held = f"one with entries that are no tensors: {', '.join(others[:5])}; take them out"
         raise ValueError(f"expected a state dict, or state dicts by role such as generator and critic; found {held}")
     return {role: _cleaned(state) for role, state in states.items()}
 
@@ -123,7 +127,7 @@ def flat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def stored_config(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """The configuration that `wrapped` added, or None in files of others."""
     config = content.get(CONFIG_KEY)
-    return config if isinstance(config, dict) and "num_attention_heads" in config else None
+    return config if isinstance(config, dict) and "num_attention_heads" in config and "ffn_dim" in config else None
 
 
 def _is_state(value: Any) -> bool:

@@ -43,6 +43,8 @@ def unscaled(state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
             raise ValueError(f"there is a scale for '{name}', but no such weight")
         weights[name] = _scaled(name, weights[name], scale)
     for name, tensor in weights.items():
+        if not tensor.dtype.is_floating_point and not tensor.shape:
+            raise ValueError(f"'{name}' is a number ({_name(tensor)}), no weight; take it out of the state dict")
         if not tensor.dtype.is_floating_point:
             raise ValueError(f"'{name}' is quantised to {_name(tensor)}; only fp8 is read, with or without scales")
         if is_scaled(state) and tensor.dtype in _FP8:

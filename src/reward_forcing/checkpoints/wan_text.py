@@ -27,7 +27,7 @@ _WAN_TO_UMT5 = {
     "blocks.{}.ffn.fc2": "encoder.block.{}.layer.1.DenseReluDense.wo",
 }
 _UMT5_TO_WAN = {umt5: wan for wan, umt5 in _WAN_TO_UMT5.items()}
-_TIED = "encoder.embed_tokens.weight"  # the same as shared.weight; some files hold both
+TIED = "encoder.embed_tokens.weight"  # the same as shared.weight; some files hold both
 
 
 def wan_text_to_umt5(state: Mapping[str, T]) -> dict[str, T]:
@@ -37,7 +37,7 @@ def wan_text_to_umt5(state: Mapping[str, T]) -> dict[str, T]:
 
 def umt5_to_wan_text(state: Mapping[str, T]) -> dict[str, T]:
     """State dict with Wan2.1's names from one with transformers'; the inverse of `wan_text_to_umt5`."""
-    return {_rename(name, _UMT5_TO_WAN): value for name, value in state.items() if name != _TIED}
+    return {_rename(name, _UMT5_TO_WAN): value for name, value in state.items() if name != TIED}
 
 
 def umt5_config(state: Mapping[str, LazyTensor]) -> UMT5Config:
@@ -69,7 +69,7 @@ def umt5_config(state: Mapping[str, LazyTensor]) -> UMT5Config:
     )
     with torch.device("meta"):
         encoder = UMT5EncoderModel(config)
-    check_fit(encoder, {**state, _TIED: state["shared.weight"]})
+    check_fit(encoder, {**state, TIED: state["shared.weight"]})
     return config
 
 

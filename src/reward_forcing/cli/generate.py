@@ -100,6 +100,8 @@ def generate(
         method_named(method)
     out = out or free_path(Path(f"{_file_name(prompt)}-{seed}.mp4"))
     out = check_output(out, overwrite) if world.is_first else out
+    if switch is not None and not at:
+        raise ValueError("--switch says how a prompt changes: give --at, or leave it out")
     changes = [*([] if switch is None else [f"switch.kind={switch}"]), *(changes or ())]
     folder = open_model_folder(model, method, weights, changes, decoder)
     if pixels is not None:
@@ -120,8 +122,11 @@ def generate(
     how = acceleration_for(folder, preset, accelerate or ()) if world.is_first else None  # all take the first one's
 
     place = {"vae_device": vae_device, "world": world, "acceleration": how}
-    recording = _make(folder, timeline, length, seed, out, overwrite, scale, given, source, place, quiet=as_json)
+    recording = _make(
+        folder, timeline, length, seed, out, overwrite, scale, given, source, place, changes, quiet=as_json
+    )
     report = _report(folder, timeline, recording) | {"path": str(out), "model": model, "seed": seed, "scale": scale}
+    report |= {"weights": weights, "changes": changes, "settings": folder.settings.recorded()}
     report["given"] = source
     if world.is_first:
         print(json.dumps(report, indent=2) if as_json else _summary(report))
@@ -148,6 +153,7 @@ def _make(
     given: "Given | None",
     source: dict[str, Any] | None,
     place: dict[str, Any],
+    changes: list[str],
     quiet: bool,
 ) -> "Recording":
     """Load the model and record the video. place: arguments of `StreamingVideoPipeline.load`."""
@@ -171,6 +177,9 @@ def _make(
         begin = {} if given is None else {**given.as_argument, "shows_given": given.shown}
         stream = pipeline.stream(prompt[1], at=later, seed=seed, height=geometry.height, width=geometry.width, **begin)
         comment = f"rforce, model {folder.path.name}, method {folder.settings.method}, seed {seed}"
+        if folder.transformer != folder.path:
+            comment += f", weights {folder.transformer.name}"
+        comment += "".join(f", {change}" for change in changes)
         if folder.decoder is not None:
             comment += f", tiny decoder {folder.decoder_name}"
         if not folder.settings.clean_pass:
@@ -232,11 +241,13 @@ def _summary(report: dict[str, Any]) -> str:
     given = f"  {_words(report['given'])}\n" if report["given"] else ""
     method = report["method"] if report["clean_pass"] else f"{report['method']} {NO_CLEAN_PASS}"
     tiny = f", {DECODED_TINY}" if report["decoder"] else ""
+    weights = f" with weights {report['weights']}" if report["weights"] else ""
+    changed = "".join(f", {change}" for change in report["changes"])
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in speed["stage_seconds"].items())
     return f"""{report["path"]}
   {report["frames"]} frames, {report["seconds"]:.2f} s at {report["video_fps"]} fps, \
 {report["width"]}x{report["height"]}{enlarged}
-{given}  model {report["model"]}, method {method}, seed {report["seed"]}{tiny}
+{given}  model {report["model"]}{weights}, method {method}, seed {report["seed"]}{changed}{tiny}
   made at {speed["fps"]:.1f} fps, first frames after {speed["first_chunk_seconds"]:.2f} s
   counting {speed["fps_includes"]}
   stages: {stages}; video encoding runs beside them"""

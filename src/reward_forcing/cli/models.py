@@ -1,6 +1,7 @@
 """`rforce models`: what there is to load, what a checkpoint holds, and the same in another format."""
 
 import json
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,6 +90,12 @@ def convert_checkpoint(
     from reward_forcing.checkpoints.convert import convert
     from reward_forcing.checkpoints.repository import convert_model
 
+    if lora_alpha is not None and lora is None:
+        raise ValueError("--lora-alpha belongs to a LoRA: give --lora, or leave it out")
+    if lora_alpha is not None and not math.isfinite(lora_alpha):
+        raise ValueError(f"--lora-alpha must be a finite number, got {lora_alpha}")
+    if whole and causal:
+        raise ValueError("--causal marks one file for ComfyUI; leave it out with --whole")
     number = None if dtype is None else getattr(torch, dtype.value)
     options = {"which": which, "heads": heads, "lora": lora, "lora_alpha": lora_alpha, "dtype": number}
     if not whole:

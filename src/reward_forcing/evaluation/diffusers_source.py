@@ -20,6 +20,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from pydantic import PositiveFloat, ValidationError
 
+from reward_forcing.checkpoints.files import read_content
 from reward_forcing.checkpoints.hub import resolve
 from reward_forcing.config import Settings, apply_override, describe, nearest, unknown
 from reward_forcing.evaluation.metrics import Rhythm
@@ -103,6 +104,11 @@ class PipelineSource:
         """The fewest frames that last `seconds`, or what was set if that is less."""
         frames = math.ceil(round(seconds * self.settings.fps, 6))
         return min(frames, self.settings.call.get(self.count_name, frames))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """None: the pipeline streams as it was published."""
+        return ()
 
     def made_with(self) -> MadeWith:
         """Hashes of every component with weights, and the arguments of the call."""
@@ -208,6 +214,9 @@ def _class_name(path: Path) -> str:
         raise FileNotFoundError(f"'{path}' is not whole: {', '.join(missing)} is missing")
     if missing := [folder.name for folder, files in _weights(path).items() if not files]:
         raise FileNotFoundError(f"'{path}' is not whole: no .safetensors in {', '.join(missing)}")
+    for files in _weights(path).values():
+        for file in files:
+            read_content(file)  # a damaged header is told now
     return class_name
 
 

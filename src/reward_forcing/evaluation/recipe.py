@@ -17,8 +17,9 @@ R = TypeVar("R", bound=Settings)
 
 
 def claim(out: Path, recipe: Settings) -> None:
-    """Make `out` a folder of `recipe`, with a folder for samples; raises ValueError if it holds another."""
-    if not (out / RECIPE).is_file():
+    """Make `out` a folder of `recipe`, with a folder for samples; raises ValueError if it holds samples of another."""
+    is_empty = not (out / RESULTS).exists() and (out / "samples").is_dir() and not any((out / "samples").iterdir())
+    if is_empty or not (out / RECIPE).is_file():
         if (out / RESULTS).exists():
             raise ValueError(f"'{out}' holds a {RESULTS} of something else; use another folder")
         (out / "samples").mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ T frames, H W pixels.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,8 @@ from reward_forcing.evaluation.sources import Source
 from reward_forcing.evaluation.suites import SHORT_SECONDS, PromptSet, Suite
 from reward_forcing.logs import JsonLines, StepProgress
 from reward_forcing.streaming.video_io import VideoWriter, open_writer, read_video, to_uint8
+
+logger = logging.getLogger(__name__)
 
 BATCH = 8
 RUNS = "runs.jsonl"
@@ -198,6 +201,8 @@ def _lacking(out: Path, block: Block) -> list[int]:
 
 
 def _make(blocks: Sequence[Block], out: Path, source: Source | None, form: Form | None, quiet: bool) -> None:
+    for note in () if source is None else source.notes:
+        logger.warning(note)
     loaded = None if source is None else source.load()
     total, clips = math.ceil(sum(block.seconds for block in blocks)), sum(len(block.samples) for block in blocks)
     seconds, made = 0.0, 0

@@ -52,6 +52,11 @@ class Source(Protocol):
         ...
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What one should know before trusting its clips."""
+        ...
+
+    @property
     def rhythm(self) -> Rhythm:
         """When the frames of its clips are made, as far as that is known."""
         ...
@@ -113,6 +118,11 @@ class StreamedSource:
         return tuple(str(path) for path in (self.folder.path, self.folder.transformer, self.folder.decoder) if path)
 
     @property
+    def notes(self) -> Sequence[str]:
+        """Those of the model's folder."""
+        return self.folder.notes
+
+    @property
     def rhythm(self) -> Rhythm:
         """That of the model's geometry."""
         return Rhythm.of(self.folder.geometry)
@@ -139,8 +149,8 @@ class StreamedSource:
         )
 
     def load(self) -> StreamingVideoPipeline:
-        """The pipeline; its parts serve every method of this model."""
-        return StreamingVideoPipeline.load(self.folder)
+        """The pipeline; its parts serve every method of this model, each of which has notes of its own."""
+        return StreamingVideoPipeline.load(self.folder, notes=False)
 
     def chunks(
         self,

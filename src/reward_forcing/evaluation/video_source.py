@@ -35,6 +35,11 @@ class VideoSource:
         return (str(self.folder),)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """None is known."""
+        return ()
+
+    @property
     def rhythm(self) -> Rhythm:
         """The rate; metrics of borders take the chunks of `WAN_RHYTHM`."""
         return Rhythm(self.fps)

@@ -69,7 +69,8 @@ class TextEncoder:
     ) -> "TextEncoder":
         """The encoder of a model folder that holds `text_encoder/` and `tokenizer/`; dtype None keeps the file's.
 
-        Reads the tokenizer now and the weights on first use. Raises FileNotFoundError if a part is missing.
+        Reads the tokenizer now and the weights on first use. Raises FileNotFoundError if a part is missing, ValueError
+        for a tokenizer that is damaged or asks for code of its own.
         """
         folder = Path(folder)
         for part, file in (("text_encoder", "config.json"), ("tokenizer", "tokenizer_config.json")):
@@ -78,7 +79,10 @@ class TextEncoder:
                     f"no {part}/{file} under '{folder}'; expected a model folder with text_encoder/ and tokenizer/, "
                     "as diffusers writes it"
                 )
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
+        except Exception as error:  # tokenizers raises plain ones
+            raise ValueError(f"'{folder / 'tokenizer'}' cannot be read: {error}") from error
         return cls(tokenizer, None, folder / "text_encoder", device, dtype, offload)
 
     def __call__(self, prompts: list[str]) -> Tensor:

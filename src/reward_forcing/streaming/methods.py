@@ -230,4 +230,6 @@ def streaming_settings(
     else:
         for change in changes:
             apply_override(values, change)
+    if values["method"] != chosen:
+        raise ValueError(f"method={values['method']} would change the name alone; choose the method itself (--method)")
     return StreamingSettings.model_validate(values)

@@ -25,8 +25,10 @@ from reward_forcing.checkpoints.hub import TRANSFORMER_FILES, bundled, resolve
 from reward_forcing.checkpoints.load import open_network
 from reward_forcing.checkpoints.repository import COMPONENTS, INDEX, VAE_FILE
 from reward_forcing.checkpoints.tiny_vae import open_tiny_vae
+from reward_forcing.checkpoints.wan_text import TIED
 from reward_forcing.config import describe
 from reward_forcing.geometry import Geometry
+from reward_forcing.models.meta_networks import meta_text_encoder
 from reward_forcing.models.vae import StreamingVAE
 from reward_forcing.models.wan_dit import WanDiT
 from reward_forcing.streaming.methods import StreamingSettings, streaming_settings
@@ -40,8 +42,10 @@ class ModelFolder:
     """A model folder that has been looked through: its place, how it streams, and its sizes in pixels and latents.
 
     transformer: where the network's weights are, the folder itself unless others were named. heads: of its attention.
-    trained_for: the method that the weights were trained for, None where that is not known. decoder: where the weights
-    of a tiny decoder are that makes the frames, None for the VAE's own.
+    trained_for: the method that the weights were trained for, None where that is not known. can_stream: False where
+    the weights are those of a folder that says nothing of streaming, as the published Wan2.1's are. own_size: height
+    and width that the folder's settings say. decoder: where the weights of a tiny decoder are that makes the frames,
+    None for the VAE's own.
     """
 
     path: Path
@@ -51,12 +55,31 @@ class ModelFolder:
     geometry: Geometry
     latent_channels: int
     trained_for: str | None = None
+    can_stream: bool = True
+    own_size: tuple[int, int] | None = None
     decoder: Path | None = None
 
     @property
     def decoder_name(self) -> str | None:
         """The file name of the tiny decoder's weights, None where the VAE makes the frames."""
         return None if self.decoder is None else find_weights(self.decoder)[0].name
+
+    @property
+    def notes(self) -> list[str]:
+        """What one should know before trusting the video: uses that the weights were not trained for."""
+        method, size = self.settings.method, (self.settings.height, self.settings.width)
+        told = []
+        if not self.can_stream:
+            told.append(
+                f"'{self.path}' says nothing of streaming: a bidirectional Wan2.1 in few steps gives poor video; name "
+                "a student's checkpoint as its weights"
+            )
+        if self.trained_for not in (None, method):
+            told.append(f"this model's weights were trained for the method '{self.trained_for}', not for '{method}'")
+        if self.own_size not in (None, size):
+            own, other = (f"{width}x{height}" for height, width in (self.own_size, size))
+            told.append(f"this model's weights were trained at {own}, not at {other}; what it shows may fall apart")
+        return told
 
     def resized(self, height: int, width: int) -> "ModelFolder":
         """This model at another frame size; raises ValueError, with the nearest, for one that does not divide."""
@@ -122,14 +145,28 @@ def open_model_folder(
             raise ValueError(f"'{path}': the transformer expects {needs} {other}, the {part} gives {has}")
     own = index.get("streaming", {})
     if weights is not None:
-        own = {name: value for name, value in own.items() if name != "trained_to_continue"}
+        told = {"trained_to_continue"}
+        if method not in (None, own.get("method")):
+            told |= {"denoising_steps", "shift"}  # those of the method are likelier theirs
+        own = {name: value for name, value in own.items() if name not in told}
     tiny = None if decoder is None else find_decoder(decoder, vae)
     settings = _settings(path / INDEX, own, method, changes)
     geometry = settings.geometry(vae.spatial_factor, vae.temporal_factor, network.patch)
     heads = network.config["num_attention_heads"]
     trained_for = own.get("method") if weights is None else None
     channels = network.config["in_channels"]
-    return ModelFolder(path, transformer, heads, settings, geometry, channels, trained_for, tiny)
+    return ModelFolder(
+        path,
+        transformer,
+        heads,
+        settings,
+        geometry,
+        channels,
+        trained_for,
+        can_stream=weights is not None or "streaming" in index,
+        own_size=None if weights is not None or "height" not in own else (own["height"], own["width"]),
+        decoder=tiny,
+    )
 
 
 def write_model_folder(
@@ -216,6 +253,8 @@ def _settings(
     index: Path, own: Mapping[str, Any], method: str | None, changes: Sequence[str] | Mapping[str, Any]
 ) -> StreamingSettings:
     """The settings of a folder with the user's changes; a folder by itself can name no code to import."""
+    if not isinstance(own.get("method", ""), str):
+        raise ValueError(f"'{index}': streaming: method must be a name, got {own['method']!r}")
     for name, value in own.items():
         called = value.get("kind") if isinstance(value, Mapping) else value if name == "schedule" else None
         if ":" in str(called):
@@ -235,11 +274,14 @@ def _check_vae(folder: Path) -> StreamingVAE:
     config = _read_json(folder / "config.json")
     if config.get("_class_name") != "AutoencoderKLWan":
         raise ValueError(f"'{folder}' holds a {config.get('_class_name')}; expected an AutoencoderKLWan")
-    with torch.device("meta"):
-        vae = cast(AutoencoderKLWan, AutoencoderKLWan.from_config(config))
     try:
+        with torch.device("meta"):
+            vae = cast(AutoencoderKLWan, AutoencoderKLWan.from_config(config))
         check_fit(vae, _headers(folder))
-    except ValueError as error:
+        statistics = {len(vae.config["latents_mean"]), len(vae.config["latents_std"])}
+        if statistics != {vae.config["z_dim"]}:
+            raise ValueError(f"latents_mean and latents_std must hold z_dim = {vae.config['z_dim']} numbers each")
+    except (ValueError, TypeError) as error:
         raise ValueError(f"'{folder}': {error}") from error
     return StreamingVAE(vae)
 
@@ -250,9 +292,15 @@ def _check_text_encoder(path: Path) -> int:
     if config.get("model_type") != "umt5" or "d_model" not in config:
         kind = config.get("model_type")
         raise ValueError(f"'{path / 'text_encoder'}' holds a text encoder of type {kind}; expected umt5")
-    if "encoder.final_layer_norm.weight" not in _headers(path / "text_encoder"):
-        raise ValueError(f"'{path / 'text_encoder'}' holds no whole UMT5 encoder")
-    _read_json(path / "tokenizer" / "tokenizer_config.json")
+    if "auto_map" in _read_json(path / "tokenizer" / "tokenizer_config.json"):
+        raise ValueError(f"'{path / 'tokenizer'}' asks for code of its own (auto_map), which is not run; take that out")
+    held = _headers(path / "text_encoder")
+    if table := held.get("shared.weight", held.get(TIED)):
+        held = {**held, "shared.weight": table, TIED: table}
+    try:
+        check_fit(meta_text_encoder(path)[0], held, "text encoder")
+    except Exception as error:  # a configuration may be wrong in any way
+        raise ValueError(f"'{path / 'text_encoder'}': {error}") from error
     return config["d_model"]
 
 

@@ -132,6 +132,7 @@ class StreamingVideoPipeline:
         vae_device: torch.device | str | None = None,
         world: World = ALONE,
         acceleration: Acceleration | None = None,
+        notes: bool = True,
     ) -> Self:
         """The pipeline of a folder that has been looked through; this is what reads the weights.
 
@@ -139,7 +140,7 @@ class StreamingVideoPipeline:
         takes bfloat16 on a GPU and float32 on a CPU, where the VAE and the decoder take the fastest. vae_device: where
         frames are decoded, None for `device`; on another GPU a chunk is decoded while the next one is denoised.
         acceleration: how the parts are kept in memory, all on the device as they are if not given; `memory_plan`
-        chooses one. Of several processes the first one's counts.
+        chooses one. Of several processes the first one's counts. notes: whether to log the folder's.
         Raises ValueError for more processes in `world` than the model can be shared by, and for an acceleration that
         this machine cannot give.
         """
@@ -147,20 +148,17 @@ class StreamingVideoPipeline:
         how = from_first(acceleration or Acceleration(), world)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         how.check(device, world.size)
-        if folder.trained_for not in (None, folder.settings.method):
-            logger.warning(
-                f"this model's weights were trained for the method '{folder.trained_for}', not for "
-                f"'{folder.settings.method}'"
-            )
+        for note in folder.notes if notes else ():
+            logger.warning(note)
         if not folder.settings.clean_pass:
             logger.warning(NO_CLEAN_PASS)
         network_dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        text_encoder = TextEncoder.from_pretrained(folder.path, device=device, offload=how.offload_text)
         of_file = {"heads": folder.heads, "dtype": network_dtype, "device": device}
         transformer = load_accelerated(folder.transformer, how, **of_file)
         decodes_on = vae_device or device if world.is_first else "meta"
         vae = StreamingVAE.from_pretrained(folder.path / "vae", dtype, decodes_on)
         vae.pass_frames = how.decode_frames
-        text_encoder = TextEncoder.from_pretrained(folder.path, device=device, offload=how.offload_text)
         if world.is_first and not how.offload_text:
             text_encoder.load()
         decoder = None
@@ -212,6 +210,8 @@ class StreamingVideoPipeline:
         Raises ValueError for empty prompts, bad times, counts that do not fit, sizes that do not divide, and as
         `open_given` does.
         """
+        if not isinstance(switch, SwitchPolicy | None):
+            raise ValueError(f"switch must be a policy such as Blend(chunks=2), got {switch!r}")
         timeline = Timeline.of(prompt, at)
         geometry = self.geometry if height is None else replace(self.geometry, height=height)
         geometry = geometry if width is None else replace(geometry, width=width)

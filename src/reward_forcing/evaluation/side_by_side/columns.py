@@ -55,12 +55,18 @@ class Column:
 
 
 def check_columns(columns: Sequence[Column], wanted: Wanted) -> None:
-    """Raise ValueError for no column, two of one name, and prompts that a column cannot follow or would never show."""
+    """Raise ValueError for no column, two of one name, and prompts that a column cannot follow or would never show.
+
+    Also for a video that cannot be read.
+    """
     names = [column.name for column in columns]
     if not names:
         raise ValueError(EMPTY)
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two columns are called '{twice}'; give one of them another name, such as {twice}2=...")
+    for column in columns:
+        if isinstance(column.source, Path):
+            look_at(column.source)
     for column in columns if wanted.at else ():
         if not isinstance(column.source, StreamedSource):
             raise ValueError(f"the prompt can change only where a model streams; leave --at out, or {column.name}")

@@ -11,6 +11,7 @@ Columns may be added to a folder later. T frames, H W pixels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -39,6 +40,8 @@ from reward_forcing.logs import StepProgress
 from reward_forcing.streaming.recording import Recording, record
 from reward_forcing.streaming.stream import VideoChunk
 from reward_forcing.streaming.video_io import VideoWriter, open_writer, to_uint8, viewing_scale
+
+logger = logging.getLogger(__name__)
 
 VIDEO, SHEET, TABLE = "side_by_side.mp4", "sheet.png", "table.md"
 FILES = (VIDEO, SHEET, TABLE, RESULTS)
@@ -82,14 +85,18 @@ def compare(
     missing = [column for column in columns if not _is_done(out, column, made_with[column.name])]
     loaded, place = None, None
     for column in missing:
+        notes = () if isinstance(column.source, Path) else tuple(column.source.notes)
         if isinstance(column.source, Path):
             made = _read(column.source, wanted, out)
         else:
             if column.source.place != place:
                 loaded = None  # before the next weights are read
                 loaded, place = column.source.load(), column.source.place
+            for note in column.source.notes:
+                logger.warning("%s: %s", column.name, note)
             made = _make(column.name, column.source, loaded, wanted, out, quiet)
-        done = ColumnRecord(name=column.name, made_with=made_with[column.name], machine=environment.machine(), **made)
+        made |= {"notes": notes, "machine": environment.machine(), "made_with": made_with[column.name]}
+        done = ColumnRecord(name=column.name, **made)
         write_settings(_record(out, column.name), done)
     records = [_read_record(out, column.name) for column in columns]
     truths = truths_of(wanted)

@@ -65,7 +65,7 @@ class ColumnRecord(Settings):
     """One column: what made it, where it is, how fast, and what was measured.
 
     frames, fps, height, width: of the clip as it was made. speed: None for videos made elsewhere. file: relative to
-    the comparison's folder.
+    the comparison's folder. notes: what one should know before trusting the clip.
     """
 
     name: str
@@ -78,6 +78,7 @@ class ColumnRecord(Settings):
     width: int
     speed: Speed | None
     measures: Measures
+    notes: tuple[str, ...] = ()
 
 
 def truths_of(wanted: Wanted) -> tuple[Prompt, ...] | str:

@@ -95,6 +95,7 @@ def _notes(comparison: Comparison) -> list[str]:
         "speed counts text encoding, denoising, decoding and video encoding, as `rforce generate` does, not loading",
         "drift is Reward Forcing's Eq. 12 over segments of 2 s; one clip each, so there are no intervals",
     ]
+    notes += [f"{one.name}: {note}" for one in comparison.columns for note in one.notes]
     notes += [
         f"{one.name}: frames of the tiny decoder {decoder}, not the VAE's"
         for one in comparison.columns
