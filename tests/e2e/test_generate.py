@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from commands import rforce
+from PIL import Image
 
 from reward_forcing.cli.generate import parse_size
 from reward_forcing.rollout import SWITCHES
@@ -105,9 +106,19 @@ def test_unknown_words_bring_a_note_and_still_a_video(
     assert "It can show balls and squares" in captured.err
 
 
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for line in README.splitlines() if line.startswith("rforce generate") and not line.endswith("\\")]
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "--endless" not in line])
+def test_the_readmes_videos_can_be_made(line: str, tiny: tuple[str, ...], workplace: Path) -> None:
+    Image.new("RGB", (96, 64), "red").save("photo.png")
+    assert rforce(*shlex.split(line, comments=True)[1:], *tiny, "--out", "readme.mp4") == 0
+    assert len(read_video("readme.mp4")[0]) >= 80
+
+
 def test_the_readmes_own_sink_policy_runs(tiny: tuple[str, ...], workplace: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    code, command = re.search(r"```python\n(# newest\.py:  rforce (.+?)\n.+?)```", readme, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    code, command = re.search(r"```python\n(# newest\.py:  rforce (.+?)\n.+?)```", README, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
     (workplace / "newest.py").write_text(code)
     arguments = [*shlex.split(command), *tiny, "--set", "sink.frames=1", "--seconds", "3", "--out", "a.mp4"]
     assert rforce(*arguments) == 0
