@@ -23,7 +23,7 @@ def opencv() -> ModuleType:
     try:
         import cv2
     except ImportError:
-        raise ImportError("optical flow needs OpenCV; run: pip install 'reward-forcing[eval]'") from None
+        raise ImportError("optical flow needs OpenCV; run: pip install -e '.[eval]' in its checkout") from None
     return cv2
 
 

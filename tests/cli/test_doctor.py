@@ -59,10 +59,10 @@ def test_a_missing_extra_comes_with_its_pip_line(
     monkeypatch.setattr(doctor.metadata, "version", without_tensorboard)
     assert doctor.extras()["train"] == {
         "missing": ["tensorboard"],
-        "install": 'pip install "reward-forcing[train]"',
+        "install": "pip install -e '.[train]' in its checkout",
     }
     assert run("--no-speed") == 0
-    assert 'missing tensorboard: pip install "reward-forcing[train]"' in capsys.readouterr().out
+    assert "missing tensorboard: pip install -e '.[train]'" in capsys.readouterr().out
 
 
 def test_without_a_bundled_model_it_says_so(

@@ -140,7 +140,7 @@ def test_without_torchao_the_extra_is_named_before_weights_are_read(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setattr("reward_forcing.streaming.acceleration.load_transformer", None)
-    with pytest.raises(ValueError, match=r"pip install reward-forcing\[quant\]"):
+    with pytest.raises(ValueError, match=r"pip install -e '.\[quant\]'"):
         frames_of(tiny_model_folder, weights="int8")
 
 

@@ -287,7 +287,7 @@ def test_rows_of_different_shapes_in_one_folder_are_refused(tmp_path: Path) -> N
 def test_without_the_package_an_lmdb_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_lmdb(tmp_path / "lmdb", trajectories(1), ["a"])
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(ImportError, match=r"pip install 'reward-forcing\[train\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '.\[train\]'"):
         OdePairs(folder)
 
 

@@ -118,7 +118,7 @@ def draw(found: Sweep, path: Path) -> Path:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("plots need matplotlib; run: pip install 'reward-forcing[eval]'") from None
+        raise ImportError("plots need matplotlib; run: pip install -e '.[eval]' in its checkout") from None
     speeds = [point.speed.wall if point.speed.cpu is None else point.speed.cpu for point in found.points]
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     axis = figure.subplots()

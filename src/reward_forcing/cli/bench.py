@@ -100,7 +100,7 @@ def bench(
     _finish(recorder, as_json)
 
 
-@app.command()
+@app.command(short_help="Speed over one setting, drawn.")
 def sweep(
     over: Annotated[str, typer.Option(help="window, steps, size, length or batch.")] = "window",
     values: Annotated[str | None, typer.Option(help="With commas; sizes as latent ROWSxCOLUMNS.")] = None,
@@ -139,7 +139,7 @@ def sweep(
     _finish(recorder, as_json)
 
 
-@app.command("decoder")
+@app.command("decoder", short_help="A tiny decoder beside the VAE.")
 def measure_decoder(
     decoder: Annotated[str, typer.Option(help=TINY_DECODER)],
     model: Model = "mini",
@@ -162,7 +162,7 @@ def measure_decoder(
     _finish(recorder, as_json)
 
 
-@app.command()
+@app.command(short_help="What output-changing options change.")
 def quality(
     options: Annotated[
         list[str] | None,

@@ -16,10 +16,10 @@ from reward_forcing.logs import StepProgress
 app = typer.Typer(
     help="Make what is trained on: of the procedural world, or of videos of your own.", no_args_is_help=True
 )
-app.command()(encode)
+app.command(short_help="Encode a folder of videos.")(encode)
 
 
-@app.command()
+@app.command(short_help="Render clips of the procedural world.")
 def make(
     out: Annotated[Path, typer.Option(help="The folder to write to; the same command again goes on where it stopped.")],
     count: Annotated[int, typer.Option(min=1, help="Clips in the split.")] = 1000,
@@ -93,7 +93,7 @@ def _make_videos(out: Path, count: int, split: str, frames: int, size: int, part
     typer.echo(f"{out}: {count} clips of {frames} frames with captions and truth, split {split}")
 
 
-@app.command()
+@app.command(short_help="A contact sheet of the world.")
 def show(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("world.png"),
     kind: Annotated[str | None, typer.Option(help="Only this kind of scene.")] = None,
@@ -127,7 +127,7 @@ def show(
     typer.echo(f"wrote {out}")
 
 
-@app.command()
+@app.command(short_help="Solve a teacher's ODE for many prompts.")
 def ode_pairs(
     teacher: Annotated[Path, typer.Option(help="The teacher's transformer/ folder.")],
     text: Annotated[Path, typer.Option(help="The folder with text_encoder/ and tokenizer/.")],

@@ -45,7 +45,10 @@ def extras() -> dict[str, dict[str, Any]]:
     for extra in metadata.metadata(PACKAGE).get_all("Provides-Extra") or []:
         named = [r for r in required if r.marker and r.marker.evaluate({"extra": extra})]
         missing = [r.name for r in named if r.name != PACKAGE and not _satisfied(r)]
-        found[extra] = {"missing": missing, "install": f'pip install "{PACKAGE}[{extra}]"' if missing else None}
+        found[extra] = {
+            "missing": missing,
+            "install": f"pip install -e '.[{extra}]' in its checkout" if missing else None,
+        }
     return found
 
 

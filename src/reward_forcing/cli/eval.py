@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 app = typer.Typer(help="Measure a model.", no_args_is_help=True)
-app.command()(eval_run.run)
-app.command()(eval_run.drift)
-app.command()(eval_run.compare)
-app.command()(eval_report.report)
-app.command()(eval_world.world)
+app.command(short_help="Make a suite's clips and measure them.")(eval_run.run)
+app.command(short_help="How a metric drifts along long clips.")(eval_run.drift)
+app.command(short_help="Two evaluations, clip by clip.")(eval_run.compare)
+app.command(short_help="Write a report as one HTML file.")(eval_report.report)
+app.command(short_help="What of held-out prompts is seen.")(eval_world.world)
 
 Out = Annotated[Path, typer.Option(help="Folder for results.json and the contact sheet.")]
 Model = Annotated[str, typer.Option(help="Bundled name, folder or hub id.")]
@@ -34,7 +34,7 @@ SWITCH_FRAME = 45
 """Pixel frame at which `switches` changes the prompt: where the fifth chunk begins."""
 
 
-@app.command()
+@app.command(short_help="Whether switched prompts are followed.")
 def switches(
     out: Out,
     model: Model = "mini",

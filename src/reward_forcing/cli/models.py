@@ -37,7 +37,7 @@ class Dtype(StrEnum):
     FP32 = "float32"
 
 
-@app.command("list")
+@app.command("list", short_help="Bundled and published models.")
 def list_models(as_json: AsJson = False) -> None:
     """List the bundled models, and published ones that can be named the same way."""
     from reward_forcing.checkpoints.hub import PUBLISHED, bundled
@@ -55,7 +55,7 @@ def list_models(as_json: AsJson = False) -> None:
         print(f"  {model.id:{width}}  {model.what}")
 
 
-@app.command()
+@app.command(short_help="What a checkpoint holds.")
 def info(
     path: Annotated[str, typer.Argument(help="A file, folder, bundled name or hub id.")],
     heads: Heads = None,
@@ -70,7 +70,7 @@ def info(
     print(json.dumps(found.to_dict(), indent=2) if as_json else describe(found))
 
 
-@app.command("convert")
+@app.command("convert", short_help="Write a checkpoint in another format.")
 def convert_checkpoint(
     source: Annotated[str, typer.Argument(help="A file, folder, bundled name or hub id.")],
     destination: Annotated[Path, typer.Argument(help="The folder (diffusers, wan) or file (the others) to write.")],
@@ -137,7 +137,7 @@ def describe(found: "CheckpointInfo") -> str:
     return "\n".join([found.path, *(f"  {name:{names}}  {text}" for name, text in lines)])
 
 
-@app.command()
+@app.command(short_help="What memory a stream takes.")
 def plan(
     model: Annotated[str, typer.Argument(help="A model folder, bundled model or hub id; or wan-1.3b, wan-14b.")],
     memory: Annotated[str | None, typer.Option(help="Of a GPU, as 8GiB. [default: free here]")] = None,
@@ -167,7 +167,7 @@ def plan(
     print(plan_table(known.changed(**sizes), preset, memory_of(memory, device), accelerate or (), batch))
 
 
-@app.command()
+@app.command(short_help="Make a model folder of trained parts.")
 def bundle(
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
     transformer: Annotated[Path, typer.Option(help="A trained transformer/ folder.")],

@@ -36,7 +36,7 @@ Share = Annotated[str, typer.Option(help="i/n: keep to the i-th of n parts of th
 Shown = Annotated[Show | None, typer.Option(help="Show this and stop, without working.")]
 
 
-@app.command()
+@app.command(short_help="The ablation: Table 3 and Fig. 6.")
 def table3(
     overrides: Overrides = None,
     recipe: Recipe = Path("configs/reproduce/table3.yaml"),
@@ -53,7 +53,7 @@ def table3(
     _reproduce(recipe, tuple(overrides or ()), out, processes, tuple(only or ()), parse_share(share), show)
 
 
-@app.command()
+@app.command(short_help="All methods: Tables 1 and 2.")
 def methods(
     overrides: Overrides = None,
     recipe: Recipe = Path("configs/reproduce/methods.yaml"),

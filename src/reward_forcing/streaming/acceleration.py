@@ -92,7 +92,8 @@ class Acceleration(Settings):
             import torchao  # noqa: F401
         except ImportError:
             raise ValueError(
-                f"weights={self.weights} needs torchao; run: pip install reward-forcing[quant], or use weights=exact"
+                f"weights={self.weights} needs torchao; run: pip install -e '.[quant]' in its checkout, or use "
+                "weights=exact"
             ) from None
         if self.weights == "fp8-dynamic" and not _multiplies_float8(device):
             raise ValueError(f"weights=fp8-dynamic needs a GPU that multiplies float8 (8.9 or newer), not {device}")

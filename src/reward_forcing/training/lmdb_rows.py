@@ -94,7 +94,7 @@ def _open(folder: Path) -> Any:
     try:
         import lmdb
     except ImportError:
-        raise ImportError(f"'{folder}' is an LMDB; to read it: pip install 'reward-forcing[train]'") from None
+        raise ImportError(f"'{folder}' is an LMDB; to read it: pip install -e '.[train]' in its checkout") from None
     environment = _open_now.get(folder)
     if environment is None:
         try:

@@ -58,7 +58,7 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("plots need matplotlib; run: pip install 'reward-forcing[eval]'") from None
+        raise ImportError("plots need matplotlib; run: pip install -e '.[eval]' in its checkout") from None
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
