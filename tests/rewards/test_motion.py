@@ -200,5 +200,5 @@ def test_small_frames_and_a_rate_of_nothing_are_refused() -> None:
 
 def test_without_opencv_loading_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match=r"reward-forcing\[eval\]"):
+    with pytest.raises(ImportError, match=r"-e '.\[eval\]'"):
         MotionReward().load(torch.device("cpu"))

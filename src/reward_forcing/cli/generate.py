@@ -100,10 +100,10 @@ def generate(
         method_named(method)
     out = out or free_path(Path(f"{_file_name(prompt)}-{seed}.mp4"))
     out = check_output(out, overwrite) if world.is_first else out
-    if switch is not None and not at:
-        raise ValueError("--switch says how a prompt changes: give --at, or leave it out")
     changes = [*([] if switch is None else [f"switch.kind={switch}"]), *(changes or ())]
     folder = open_model_folder(model, method, weights, changes, decoder)
+    if switch is not None and not at:
+        raise ValueError("--switch says how a prompt changes: give --at, or leave it out")
     if pixels is not None:
         folder = folder.resized(*pixels)
     if plan:
@@ -176,10 +176,10 @@ def _make(
         bar.update(task, total=None if seconds is None else geometry.frames_for(seconds), description=prompt[1])
         begin = {} if given is None else {**given.as_argument, "shows_given": given.shown}
         stream = pipeline.stream(prompt[1], at=later, seed=seed, height=geometry.height, width=geometry.width, **begin)
-        comment = f"rforce, model {folder.path.name}, method {folder.settings.method}, seed {seed}"
-        if folder.transformer != folder.path:
-            comment += f", weights {folder.transformer.name}"
-        comment += "".join(f", {change}" for change in changes)
+        weights = f", weights {folder.transformer.name}" if folder.transformer != folder.path else ""
+        changed = "".join(f", {change}" for change in changes)
+        method = f"method {folder.settings.method}{changed}"
+        comment = f"rforce, model {folder.path.name}{weights}, {method}, seed {seed}"
         if folder.decoder is not None:
             comment += f", tiny decoder {folder.decoder_name}"
         if not folder.settings.clean_pass:
