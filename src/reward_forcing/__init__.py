@@ -15,6 +15,9 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """The pipeline class, so that `import reward_forcing` itself stays instant; AttributeError for all else."""
     if name == "StreamingVideoPipeline":
+        from reward_forcing.logs import silence_imports
+
+        silence_imports()
         from reward_forcing.streaming.pipeline import StreamingVideoPipeline
 
         return StreamingVideoPipeline
