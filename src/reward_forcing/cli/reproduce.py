@@ -88,7 +88,7 @@ def _reproduce(
         typer.echo(ablation_schema(), nl=False)
         return
     if not file.is_file():
-        raise FileNotFoundError(f"no recipe '{file}': run this in the checkout, where its configs are, or give --recipe")
+        raise FileNotFoundError(f"no recipe '{file}': run this in a checkout, or give --recipe")
     opencv()
     wanted = load_recipe(file, changes)
     if show is Show.STATUS:
