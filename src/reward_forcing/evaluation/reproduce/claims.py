@@ -59,6 +59,11 @@ CLAIMS = {
         "It is the reward that raises the dynamic degree, not the way prompts are drawn.",
         (Expectation("dynamic", OURS, "better", "even_weights"),),
     ),
+    "groups_beat_mixed_prompts": Claim(
+        "Section 3.3 (our control: rollouts of mixed prompts, without Z(c))",
+        "Weights within groups of a prompt raise the dynamic degree more than weights over mixed prompts.",
+        (Expectation("dynamic", OURS, "better", "mixed_prompts"),),
+    ),
     "critic_weights_raise_dynamics": Claim(
         "training/re_dmd.py (not the paper's: the critic's loss is weighted by exp(-r / beta))",
         "Weights in the critic's loss move the fixed point to Eq. 9's optimum; those of Eq. 11 only the way there.",
