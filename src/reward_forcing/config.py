@@ -75,7 +75,9 @@ def variant_class(what: str, kind: str, base: type[V], known: Mapping[str, type[
 
 
 def read_variant(what: str, value: object, base: type[V], known: Mapping[str, type[V]]) -> object:
-    """A mapping with `kind` as an instance of that kind's class; anything else as it is, for pydantic to check."""
+    """A mapping with `kind`, or a kind alone, as an instance of its class; anything else as it is, for pydantic."""
+    if isinstance(value, str):
+        value = {"kind": value}
     if not isinstance(value, Mapping):
         return value
     if not isinstance(value.get("kind"), str):

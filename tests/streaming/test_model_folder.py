@@ -133,6 +133,13 @@ def test_weights_of_another_method_take_its_steps(folder: Path) -> None:
     assert open_model_folder(folder, None, weights).settings.denoising_steps == (1000, 500)
 
 
+def test_a_policy_can_be_named_alone(folder: Path) -> None:
+    settings = open_model_folder(folder, changes=["sink=static", "switch=recache"]).settings
+    assert (settings.sink.kind, settings.switch.kind) == ("static", "recache")
+    with pytest.raises(ValueError, match="unknown sink"):
+        open_model_folder(folder, changes=["sink=statik"])
+
+
 def test_a_setting_that_is_nothing_yet_can_become_a_group(folder: Path) -> None:
     clips = open_model_folder(folder, changes=["clips.frames=6"]).settings.clips
     assert clips is not None
@@ -166,6 +173,11 @@ DAMAGE: dict[str, tuple[Any, type[Exception], str]] = {
         lambda f: edit(f / INDEX, streaming={"sink": {"kind": "os:system"}}),
         ValueError,
         "which is code; only your own settings may",
+    ),
+    "code for a sink, in short": (
+        lambda f: edit(f / INDEX, streaming={"sink": "os:system"}),
+        ValueError,
+        "asks for the sink 'os:system', which is code",
     ),
     "code for a schedule": (
         lambda f: edit(f / INDEX, streaming={"schedule": "os:system"}),

@@ -35,6 +35,8 @@ from reward_forcing.streaming.methods import StreamingSettings, streaming_settin
 
 PIPELINES = ("StreamingVideoPipeline", "WanPipeline")
 BUNDLED = "mini"
+CALLED = ("schedule", "sink", "switch")
+"""Settings that name a policy."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ def _settings(
     if not isinstance(own.get("method", ""), str):
         raise ValueError(f"'{index}': streaming: method must be a name, got {own['method']!r}")
     for name, value in own.items():
-        called = value.get("kind") if isinstance(value, Mapping) else value if name == "schedule" else None
+        called = value.get("kind") if isinstance(value, Mapping) else value if name in CALLED else None
         if ":" in str(called):
             raise ValueError(f"'{index}' asks for the {name} '{called}', which is code; only your own settings may")
     try:
