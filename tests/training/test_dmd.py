@@ -377,6 +377,23 @@ def test_the_alarm_is_told(make: Make, capsys: pytest.CaptureFixture[str]) -> No
     assert "alarm at step 2: the trained reward rises while dark falls" in capsys.readouterr().err
 
 
+def test_a_reward_that_is_away_stops_no_training(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    stage = make(ReDmdStage, watched={"dark": BRIGHTNESS | {"sign": -1.0}}, watch_clips=4)
+    whole = stage.watch()
+    reward, rater = stage.raters["dark"]
+
+    def away(*_: object) -> torch.Tensor:
+        raise ConnectionError("no server at this port")
+
+    stage.raters["dark"] = reward, away
+    assert stage.watch() == {"trained": whole["trained"]}
+    assert "the reward 'dark' rates no samples this time: no server at this port" in caplog.text
+    assert "reward/dark" not in stage.metrics(1)
+    stage.raters |= {"dark": (reward, rater), "trained": (stage.raters["trained"][0], away)}
+    assert stage.metrics(2)["reward/alarms"] == 0
+    assert stage.at_start == whole
+
+
 def test_too_few_effective_samples_are_told_once(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     stage = make(ReDmdStage)
     means = {"generator/weight": 1.0, "generator/weight_square": 10.0}

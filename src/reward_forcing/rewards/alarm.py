@@ -27,8 +27,9 @@ def change(before: Sequence[float], now: Sequence[float]) -> float:
 def alarm(before: Mapping[str, Sequence[float]], now: Mapping[str, Sequence[float]], trained: str) -> list[str]:
     """The watched rewards that fell for sure while the trained one rose for sure; empty where all is well.
 
-    before, now: reward -> scores on the same prompts and seeds. trained: the name of the reward that training sees.
+    before, now: reward -> scores on the same prompts and seeds, of those that could rate. trained: the name of the
+    reward that training sees.
     """
-    if change(before[trained], now[trained]) < SURE:
+    if trained not in now or change(before[trained], now[trained]) < SURE:
         return []
     return [name for name in now if name != trained and change(before[name], now[name]) <= -SURE]

@@ -459,7 +459,10 @@ class DmdStage(Stage[DmdSettingsT]):
         return mean_rewards(self.watch())
 
     def watch(self) -> dict[str, list[float]]:
-        """Normalised scores of the rewards in `raters`, clip by clip."""
+        """Normalised scores of the rewards in `raters`, clip by clip; without those that cannot rate now.
+
+        A rater may be a server that is away: what nothing optimises is no reason to stop, and is told.
+        """
         scores: dict[str, list[float]] = {name: [] for name in self.raters}
         texts = self.source.validation(self.settings.watch_clips) if self.raters else []
         for first in range(0, len(texts), WATCH_BATCH):
@@ -467,8 +470,12 @@ class DmdStage(Stage[DmdSettingsT]):
             seeds = range(first, first + len(captions))
             prompts = PromptTimeline(self.prompts(captions))
             frames = self.pixels(self._rollout(prompts, seeds, self.streamed).clip)
-            for name, (reward, rater) in self.raters.items():
-                scores[name] += rate(reward, rater, frames, captions, self.settings.fps).tolist()
+            for name in list(scores):
+                try:
+                    scores[name] += rate(*self.raters[name], frames, captions, self.settings.fps).tolist()
+                except Exception as error:  # a class from outside may raise anything
+                    del scores[name]
+                    logger.warning("the reward '%s' rates no samples this time: %s", name, error)
         return scores
 
     def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:

@@ -134,7 +134,7 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
     def metrics(self, step: int) -> dict[str, Tensor | float]:
         """Mean rewards of clips of validation prompts, always the same prompts and noise; tells of alarms."""
         scores = self.watch()
-        self.at_start = self.at_start or scores
+        self.at_start = {**scores, **self.at_start}
         fallen = alarm(self.at_start, scores, TRAINED)
         if fallen and self.rank == 0:
             console().print(
