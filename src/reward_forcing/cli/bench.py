@@ -24,7 +24,9 @@ DEFAULT_OUT = Path("bench.json")
 Model = Annotated[str, typer.Option(help="A, B or D (random weights), a bundled model, a folder or a hub id.")]
 Precision = Annotated[str, typer.Option(help="float32, bfloat16 (everything) or mixed (matrices bfloat16).")]
 Method = Annotated[str | None, typer.Option(help="How it streams; see rforce schedule. [default: the model's]")]
-Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a number of the method. Repeatable.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="Change a number of the method. Repeatable.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of weights and noise.")]
 Batch = Annotated[int, typer.Option(min=1, help="Videos side by side.")]
 Chunks = Annotated[int, typer.Option(min=1, help="Chunks decoded.")]
@@ -166,7 +168,9 @@ def measure_decoder(
 def quality(
     options: Annotated[
         list[str] | None,
-        typer.Option("--change", help="'weights=int8', 'denoising_steps=[1000, 500]', .. Repeatable."),
+        typer.Option(
+            "--change", metavar="SETTING=VALUE", help="'weights=int8', 'denoising_steps=[1000, 500]', .. Repeatable."
+        ),
     ] = None,
     chunks: Annotated[int, typer.Option(min=1, help="Chunks of each stream.")] = 7,
     model: Annotated[str, typer.Option(help="A bundled model, a folder or a hub id.")] = "mini",

@@ -31,25 +31,34 @@ def compare(
         str, typer.Option(help="Models by commas, each a bundled name, folder or hub id, or NAME=such.")
     ] = "mini",
     weights: Annotated[
-        list[str] | None, typer.Option(help="NAME=CHECKPOINT in place of model NAME's transformer. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME=CHECKPOINT", help="In place of model NAME's transformer. Repeatable."),
     ] = None,
     decoders: Annotated[
         list[str] | None,
-        typer.Option("--decoder", help="NAME=FILE, a tiny decoder in place of model NAME's. Repeatable."),
+        typer.Option("--decoder", metavar="NAME=FILE", help="A tiny decoder in place of model NAME's. Repeatable."),
     ] = None,
     pipelines: Annotated[
-        list[str] | None, typer.Option("--pipeline", help="NAME=folder or hub id of a diffusers pipeline. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--pipeline", metavar="NAME=PIPELINE", help="Folder or hub id of a diffusers pipeline. Repeatable."
+        ),
     ] = None,
     folders: Annotated[
-        list[str] | None, typer.Option("--folder", help="NAME=DIR of videos, one of them of this prompt. Repeatable.")
+        list[str] | None,
+        typer.Option("--folder", metavar="NAME=DIR", help="Videos, one of them of this prompt. Repeatable."),
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a setting of a column: 'reward.sink.alpha=0.9'. Repeatable."),
+        typer.Option(
+            "--set", metavar="COLUMN.SETTING=VALUE", help="Change a setting: 'reward.sink.alpha=0.9'. Repeatable."
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Length of each video.")] = 10.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
-    at: Annotated[list[str] | None, typer.Option(help="Change the prompt: '5s: a blue ball'. Repeatable.")] = None,
+    at: Annotated[
+        list[str] | None, typer.Option(metavar="TIME:PROMPT", help="Change the prompt: '5s: a blue ball'. Repeatable.")
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="WIDTHxHEIGHT that all are brought to. [default: the first column's]")
     ] = None,

@@ -147,7 +147,10 @@ def ode_pairs(
     seed: Annotated[int, typer.Option(min=0, help="Another seed makes other noise, and other wordings.")] = 0,
     causal: Annotated[bool, typer.Option("--causal", help="The teacher is causal: solve chunk by chunk.")] = False,
     cache: Annotated[
-        list[str] | None, typer.Option(help="Its cache: 'chunk_frames=2', 'window_frames=12', 'sink={kind: ema}'.")
+        list[str] | None,
+        typer.Option(
+            metavar="SETTING=VALUE", help="Its cache: 'chunk_frames=2', 'window_frames=12', 'sink={kind: ema}'."
+        ),
     ] = None,
     context: Annotated[
         Path | None, typer.Option(help="Latents whose clips the causal teacher is given; its own chunks without it.")

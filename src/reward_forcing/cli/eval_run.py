@@ -43,7 +43,11 @@ def run(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a setting: 'sink.alpha=0.9', 'num_inference_steps=20'. Repeatable."),
+        typer.Option(
+            "--set",
+            metavar="SETTING=VALUE",
+            help="Change a setting: 'sink.alpha=0.9', 'num_inference_steps=20'. Repeatable.",
+        ),
     ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT that clips are brought to before measuring.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second that clips are brought to, likewise.")] = None,
@@ -211,7 +215,9 @@ def _column(value: float, low: float, spread: float) -> int:
 def compare(
     a: Annotated[Path, typer.Argument(help="Folder of an evaluation.")],
     b: Annotated[Path, typer.Argument(help="Folder of another, of the same prompts and seeds.")],
-    name: Annotated[str | None, typer.Option("--set", help="Only this set. [default: all that both have]")] = None,
+    name: Annotated[
+        str | None, typer.Option("--set", metavar="SETTING=VALUE", help="Only this set. [default: all that both have]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Two evaluations side by side, clip by clip: difference A - B, how often A wins, effect size and p value."""

@@ -26,7 +26,8 @@ OPTIONS = {
 """What can be judged, and the options that only some of it takes."""
 
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a number of how the model streams. Repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="SETTING=VALUE", help="Change a number of how the model streams. Repeatable."),
 ]
 
 

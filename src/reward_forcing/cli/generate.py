@@ -41,7 +41,9 @@ def generate(
     endless: Annotated[bool, typer.Option("--endless", help="Go on until Ctrl-C.")] = False,
     at: Annotated[
         list[str] | None,
-        typer.Option(help="Change the prompt: '5s: a blue ball', from the video's beginning. Repeatable."),
+        typer.Option(
+            metavar="TIME:PROMPT", help="Change the prompt: '5s: a blue ball', from the video's beginning. Repeatable."
+        ),
     ] = None,
     image: Annotated[Path | None, typer.Option(help="Begin with this picture.")] = None,
     video: Annotated[Path | None, typer.Option(help="Begin with this video and continue it.")] = None,
@@ -62,7 +64,8 @@ def generate(
         str | None, typer.Option(help="At --at: keep, recache, .. (`rforce schedule --list`). [default: the method's]")
     ] = None,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: 'sink.alpha=0.9'. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="SETTING=VALUE", help="Change a setting: 'sink.alpha=0.9'. Repeatable."),
     ] = None,
     decoder_device: Annotated[
         str | None, typer.Option(help="Decode on another device, such as cuda:1. [default: the transformer's]")
@@ -74,7 +77,10 @@ def generate(
         str | None, typer.Option(help="Fit the memory: auto, quality, fast or low. [default: auto on a GPU]")
     ] = None,
     accelerate: Annotated[
-        list[str] | None, typer.Option(help="How weights are kept: 'weights=int8', 'offload_blocks=10'. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="SETTING=VALUE", help="How weights are kept: 'weights=int8', 'offload_blocks=10'. Repeatable."
+        ),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print what memory it would take, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,

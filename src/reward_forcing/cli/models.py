@@ -147,9 +147,13 @@ def plan(
     batch: Annotated[int, typer.Option(min=1, help="Videos side by side.")] = 1,
     preset: Annotated[str, typer.Option(help="auto, quality, fast or low.")] = "auto",
     method: Annotated[str | None, typer.Option(help="How it streams. [default: the model's]")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="Change a setting. Repeatable.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SETTING=VALUE", help="Change a setting. Repeatable.")
+    ] = None,
     decoder: Decoder = None,
-    accelerate: Annotated[list[str] | None, typer.Option(help="As 'weights=int8'. Repeatable.")] = None,
+    accelerate: Annotated[
+        list[str] | None, typer.Option(metavar="SETTING=VALUE", help="As 'weights=int8'. Repeatable.")
+    ] = None,
 ) -> None:
     """Tell what memory a stream takes, stage by stage, and what fits; no weights are read."""
     from reward_forcing.cli.memory import memory_of, plan_table

@@ -27,11 +27,13 @@ class Show(StrEnum):
     SCHEMA = "schema"
 
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as evaluation.prompts=16.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="SETTING=VALUE", help="Settings to change, as evaluation.prompts=16.")
+]
 Recipe = Annotated[Path, typer.Option("--recipe", help="The recipe file.")]
 Out = Annotated[Path, typer.Option(help="The folder. The same command continues in it.")]
 Processes = Annotated[int, typer.Option(min=1, help="Units worked on side by side, one thread each.")]
-Only = Annotated[list[str] | None, typer.Option(help="Keep to this variant. Repeatable.")]
+Only = Annotated[list[str] | None, typer.Option(metavar="VARIANT", help="Keep to this variant. Repeatable.")]
 Share = Annotated[str, typer.Option(help="i/n: keep to the i-th of n parts of the units, from 0/n on.")]
 Shown = Annotated[Show | None, typer.Option(help="Show this and stop, without working.")]
 

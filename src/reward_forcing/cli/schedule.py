@@ -13,7 +13,8 @@ def schedule(
     method: Annotated[str, typer.Argument(help="reward, self, longlive, ..; --list names them all.")] = "reward",
     chunks: Annotated[int, typer.Option(min=1, help="Chunks to draw.")] = 4,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: 'schedule=module:name'. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="SETTING=VALUE", help="Change a setting: 'schedule=module:name'. Repeatable."),
     ] = None,
     every: Annotated[bool, typer.Option("--list", help="Print all methods and switch policies instead.")] = False,
 ) -> None:

@@ -15,7 +15,9 @@ from reward_forcing.training.plan_names import refuse_names
 
 def train(
     config: Annotated[Path, typer.Argument(help="The stage's configuration file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, as train.steps=100.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="SETTING=VALUE", help="Settings to change, as train.steps=100.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The run's folder. The same command continues a run in it.")] = Path("run"),
     processes: Annotated[int, typer.Option(min=1, help="Processes that share the batch on this machine.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run will need, and stop.")] = False,
