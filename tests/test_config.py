@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from reward_forcing.config import Settings, load_settings, nearest, unknown
+from reward_forcing.config import Settings, first_few, load_settings, nearest, unknown
 
 
 class Circle(Settings):
@@ -40,6 +40,11 @@ def test_unknown_lists_the_choices_even_when_none_is_close():
     )
     assert unknown("sampler", "xyz", ["chunkwise", "rolling"]).endswith("expected one of (chunkwise, rolling)")
     assert nearest("xyz", ["chunkwise"]) is None
+
+
+def test_a_long_list_is_cut_and_says_by_how_much():
+    assert first_few(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert first_few(["a", "b"], 2) == "a, b"
 
 
 def test_file_and_overrides_make_the_settings(tmp_path):

@@ -105,6 +105,12 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
     return f"unknown {kind} '{name}'; {hint} ({', '.join(choices)})"
 
 
+def first_few(items: Sequence[str], most: int) -> str:
+    """The first `most` items by commas, and how many more there are: `a, b and 3 more`."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
 def load_settings(cls: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -> S:
     """Return `cls` read from the YAML file `path`, with overrides of the form `a.b=value` on top.
 

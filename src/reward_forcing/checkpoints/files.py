@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from reward_forcing.config import first_few
+
 _LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # what torch.save wrote first before it wrote zip files
 _DTYPES = {
     "F64": torch.float64,
@@ -96,8 +98,8 @@ def read_weights(path: Path) -> tuple[tuple[Path, ...], dict[str, Any]]:
         if twice := sorted(content.keys() & part.keys()):
             raise ValueError(f"'{file}' holds '{twice[0]}', which another shard of '{path}' holds too")
         if lacking := [name for name, shard in weight_map.items() if shard == file.name and name not in part]:
-            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-            raise ValueError(f"'{file}' lacks '{lacking[0]}'{more}, which its index says is there; fetch it again")
+            lost = first_few([f"'{name}'" for name in lacking], 1)
+            raise ValueError(f"'{file}' lacks {lost}, which its index says is there; fetch it again")
         content |= part
     return files, content
 
@@ -249,8 +251,7 @@ def _shards(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
         raise ValueError(f"'{index}' names a shard outside its folder: '{outside[0]}'")
     shards = tuple(index.parent / name for name in names)
     if missing := [shard.name for shard in shards if not shard.is_file()]:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise FileNotFoundError(f"'{index}' names shards that are missing: {', '.join(missing[:3])}{more}")
+        raise FileNotFoundError(f"'{index}' names shards that are missing: {first_few(missing, 3)}")
     return shards, weight_map
 
 

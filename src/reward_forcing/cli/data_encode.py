@@ -10,6 +10,7 @@ import typer
 
 from reward_forcing.cli.generate import parse_size
 from reward_forcing.cli.shares import device_of, parse_share
+from reward_forcing.config import first_few
 from reward_forcing.logs import StepProgress
 
 if TYPE_CHECKING:
@@ -89,9 +90,8 @@ def _check_words(text: Path, clips: Iterable["Clip"], unknown_words: bool) -> No
     if not found:
         return
     counts = Counter(word.lower() for words in found for word in words)
-    named = ", ".join(f"'{word}' ({count})" for word, count in counts.most_common(WORDS_SHOWN))
-    more = f" and {len(counts) - WORDS_SHOWN} more" if len(counts) > WORDS_SHOWN else ""
-    problem = f"{len(found)} of {len(captions)} captions have words that '{text}' does not know: {named}{more}"
+    named = first_few([f"'{word}' ({count})" for word, count in counts.most_common()], WORDS_SHOWN)
+    problem = f"{len(found)} of {len(captions)} captions have words that '{text}' does not know: {named}"
     if not unknown_words:
         raise ValueError(
             f"{problem}; reword them, name another text encoder (Wan's reads every word), or let the other words speak "

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from reward_forcing.config import first_few
 from reward_forcing.flow import add_noise
 from reward_forcing.models.denoiser import Denoiser
 from reward_forcing.models.vae import StreamingVAE
@@ -215,9 +216,8 @@ class DmdStage(Stage[DmdSettingsT]):
             return WorldPrompts(settings.captions)
         source = FilePrompts(settings.prompts, settings.validation_prompts)
         if self.rank == 0 and (words := self.prompts.unknown_words(source.lines)):
-            more = f" and {len(words) - WORDS_SHOWN} more" if len(words) > WORDS_SHOWN else ""
-            named = ", ".join(f"'{word}'" for word in words[:WORDS_SHOWN])
-            logger.warning("'%s' has words that '%s' does not know: %s%s", settings.prompts, settings.text, named, more)
+            named = first_few([f"'{word}'" for word in words], WORDS_SHOWN)
+            logger.warning("'%s' has words that '%s' does not know: %s", settings.prompts, settings.text, named)
         return source
 
     @property
