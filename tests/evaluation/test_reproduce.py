@@ -236,6 +236,9 @@ def test_the_page_has_every_row_claim_and_picture(whole: tuple[Ablation, Path]) 
     recipe, out = whole
     results = summarise(recipe, out, "rforce reproduce table3")
     page = markdown(results)
+    apart = dict(reversed(results.variants.items())) | {"more": results.variants["ours"]}
+    mixed = markdown(results.model_copy(update={"variants": apart}))
+    assert mixed.count("**Improvement**") == page.count("**Improvement**") == 2, "a block stands together, once a table"
     for variant in results.variants.values():
         assert f"| {variant.label} |" in page
     assert "(64.06)" in page

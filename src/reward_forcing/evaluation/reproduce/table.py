@@ -5,8 +5,6 @@ The text is a section that can be pasted into a page of results, with the pictur
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from reward_forcing.evaluation.reproduce.measure import MEASURES, Measure
 from reward_forcing.evaluation.reproduce.paper import TABLES, PaperTable
 from reward_forcing.evaluation.reproduce.plots import plots_of
@@ -56,9 +54,9 @@ def _scale(results: AblationResults) -> str:
 def _table(results: AblationResults, measures: list[str], paper: PaperTable | None) -> str:
     heads = [f"{_head(name, paper)} {ARROWS[MEASURES[name].better]}" for name in measures]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for block, rows in groupby(results.variants.items(), key=lambda item: item[1].block):
+    for block in dict.fromkeys(variant.block for variant in results.variants.values()):
         lines.append(f"| **{block}** |" + " |" * len(heads))
-        lines += [_row(name, variant, measures, paper) for name, variant in rows]
+        lines += [_row(name, one, measures, paper) for name, one in results.variants.items() if one.block == block]
     return "\n".join(lines)
 
 
