@@ -18,6 +18,7 @@ train 4_teacher
 train 5_teacher_longer
 train 6_causal
 train 7_dmd
+train reader  # what the reward of the next stage reads clips with
 train 8_re_dmd
 "$RFORCE" models bundle --out src/reward_forcing/assets/mini --transformer $RUNS/8_re_dmd/final/transformer \
   --teacher $TEACHER --vae $VAE --text $TEXT --settings configs/generate/mini.yaml --card configs/generate/mini_card.md
