@@ -12,6 +12,7 @@ import torch
 from reward_forcing.evaluation import run, set_scores
 from reward_forcing.evaluation.clip_scores import measure_clip
 from reward_forcing.evaluation.metrics import METRICS, Rhythm
+from reward_forcing.evaluation.recipe import claim, read_recipe
 from reward_forcing.evaluation.results import EvalResults, read_results
 from reward_forcing.evaluation.run import evaluate, plan
 from reward_forcing.evaluation.sources import StreamedSource
@@ -211,6 +212,26 @@ def test_another_recipe_is_refused_before_weights_load(
 ) -> None:
     with pytest.raises(ValueError, match=rf"an evaluation of another recipe \({message}\); use another folder"):
         again(whole, tiny, **changes)
+
+
+def test_of_two_recipes_that_begin_in_one_folder_one_is_refused(
+    tiny: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins while the first has made clips and recorded none."""
+    generate, others = run.__dict__["_generated"], []
+
+    def generate_late(*args: Any) -> Any:
+        if not others:
+            others.append(read_recipe(tmp_path, run.Recipe).model_copy(update={"seed": 6}))
+            claim(tmp_path, others[0])
+        return generate(*args)
+
+    monkeypatch.setattr(run, "_generated", generate_late)
+    results = again(tmp_path, tiny)
+    assert results is not None
+    assert min(sample.seed for sample in results.samples) == 5
+    with pytest.raises(ValueError, match=r"another recipe \(seed: 5 -> 6\)"):
+        claim(tmp_path, others[0])
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -109,12 +109,13 @@ def evaluate(
     if batch < 1 or not 0 <= share[0] < share[1]:
         raise ValueError(f"expected a batch of at least 1 and a share i of n with 0 <= i < n, got {batch} and {share}")
     blocks = plan(suite, source, seed, batch)
-    claim(out, _recipe(suite, source, form, seed, batch))
+    recipe = _recipe(suite, source, form, seed, batch)
+    claim(out, recipe)
     missing = [block for block in blocks[share[0] :: share[1]] if _lacking(out, block)]
     if missing:
         run = {"created": _now(), "commit": environment.commit(), "command": command, "share": list(share)}
         JsonLines(out / RUNS).append(run)
-        _make(missing, out, source, form, quiet)
+        _make(missing, out, recipe, source, form, quiet)
     if any(_lacking(out, block) for block in blocks):
         return None
     samples = [_read(out, sample) for block in blocks for sample in block.samples]
@@ -200,7 +201,9 @@ def _lacking(out: Path, block: Block) -> list[int]:
     return [number for number, done in enumerate(is_done) if not done]
 
 
-def _make(blocks: Sequence[Block], out: Path, source: Source | None, form: Form | None, quiet: bool) -> None:
+def _make(
+    blocks: Sequence[Block], out: Path, recipe: Recipe, source: Source | None, form: Form | None, quiet: bool
+) -> None:
     for note in () if source is None else source.notes:
         logger.warning(note)
     loaded = None if source is None else source.load()
@@ -217,6 +220,7 @@ def _make(blocks: Sequence[Block], out: Path, source: Source | None, form: Form 
             else:
                 samples = _generated(source, loaded, block, out, form, advance)
             for sample in samples:
+                claim(out, recipe)  # again: another one may have found the new folder as empty
                 write_settings(_record(out, sample), sample)
             seconds, made = seconds + block.seconds, made + len(block.samples)
             progress.note(min(total, round(seconds)), f"{made} of {clips} clips")

@@ -132,6 +132,7 @@ def _judge_block(source: ClipMaker, block: Sequence[Prompt], recipe: WorldRecipe
             Image.fromarray(row).save(_picture(out, prompt))
         judged = {part: _judge_part(prompt, part, frames) for part, frames in clip.items()}
         record = JudgedClip(index=prompt.index, prompt=prompt.text, kind=prompt.scene.kind, parts=judged)
+        claim(out, recipe)  # again: another one may have found the new folder as empty
         write_settings(_record(out, prompt), record)  # last: with it, the clip is done
 
 
