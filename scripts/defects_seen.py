@@ -14,14 +14,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from reward_forcing.data.scenes import render
+from reward_forcing.data.scenes import FPS, render
 from reward_forcing.evaluation.metrics.clips import Pixels
 from reward_forcing.evaluation.metrics.defects import DEFECTS, add_flicker, add_noise, blur, freeze
 from reward_forcing.evaluation.world_distance import FRECHET, KERNEL, distances, features_of, window_frames
 from reward_forcing.evaluation.world_suite import Prompt, held_out_prompts
 from reward_forcing.evaluation.world_tracking import tracked_motion
 
-LENGTH = window_frames(16)
+LENGTH = window_frames(FPS)
 
 
 def slowed(frames: Pixels) -> Pixels:

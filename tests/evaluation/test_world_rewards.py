@@ -18,7 +18,7 @@ from reward_forcing.evaluation.world_rewards import (
 )
 from reward_forcing.evaluation.world_suite import held_out_prompts
 from reward_forcing.models.video_features import VideoFeatures
-from reward_forcing.rewards import rate
+from reward_forcing.rewards import Rater, Reward, rate
 from reward_forcing.rewards.base import RewardSettings
 
 
@@ -26,15 +26,20 @@ class Holder(Settings):
     reward: RewardSettings
 
 
+def own_and_others(reward: Reward, rater: Rater) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scores of 12 rendered clips for their own prompts, and for each other's."""
+    prompts = [wording(i, "validation") for i in range(12)]
+    frames = torch.stack([clip(world_scene(i, "validation"), 81) for i in range(12)])
+    own = rate(reward, rater, frames, prompts, 16.0)
+    return own, rate(reward, rater, frames, [*prompts[1:], prompts[0]], 16.0)
+
+
 def test_clips_of_their_own_prompts_score_higher_than_of_others() -> None:
     kind = "reward_forcing.evaluation.world_rewards:WorldAlignment"
     reward = Holder.model_validate({"reward": {"kind": kind}}).reward
     assert isinstance(reward, WorldAlignment)
     rater = reward.load(torch.device("cpu"))
-    prompts = [wording(i, "validation") for i in range(12)]
-    frames = torch.stack([clip(world_scene(i, "validation"), 81) for i in range(12)])
-    own = rate(reward, rater, frames, prompts, 16.0)
-    others = rate(reward, rater, frames, [*prompts[1:], prompts[0]], 16.0)
+    own, others = own_and_others(reward, rater)
     assert float(own.mean()) > 0.97
     assert float(others.mean()) < 0.7
     assert bool((own >= others).all())
@@ -44,10 +49,7 @@ def test_a_reader_is_surer_of_clips_of_their_own_prompts(tmp_path: Path) -> None
     kind = "reward_forcing.evaluation.world_rewards:WorldReading"
     reward = Holder.model_validate({"reward": {"kind": kind, "network": str(BUNDLED)}}).reward
     rater = reward.load(torch.device("cpu"))
-    prompts = [wording(i, "validation") for i in range(12)]
-    frames = torch.stack([clip(world_scene(i, "validation"), 81) for i in range(12)])
-    own = rate(reward, rater, frames, prompts, 16.0)
-    others = rate(reward, rater, frames, [*prompts[1:], prompts[0]], 16.0)
+    own, others = own_and_others(reward, rater)
     assert float(own.mean()) > 0.9
     assert float(others.mean()) < 0.7
     with pytest.raises(FileNotFoundError, match="no VideoFeatures network in"):

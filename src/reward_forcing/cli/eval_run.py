@@ -215,9 +215,7 @@ def _column(value: float, low: float, spread: float) -> int:
 def compare(
     a: Annotated[Path, typer.Argument(help="Folder of an evaluation.")],
     b: Annotated[Path, typer.Argument(help="Folder of another, of the same prompts and seeds.")],
-    name: Annotated[
-        str | None, typer.Option("--set", metavar="SETTING=VALUE", help="Only this set. [default: all that both have]")
-    ] = None,
+    name: Annotated[str | None, typer.Option("--set", help="Only this set. [default: all that both have]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Two evaluations side by side, clip by clip: difference A - B, how often A wins, effect size and p value."""
