@@ -152,6 +152,23 @@ def test_a_weighted_critic_counts_bad_samples_more_and_leaves_the_generator_alon
     assert stage.derived({f"fake_score/{name}": float(metrics[name]) for name in ("weight", "weight_square")})
 
 
+def test_samples_are_weighted_within_the_range_of_noise_levels_only(make: Make) -> None:
+    plain = loss_of(make(), "fake_score")[0].item()
+
+    def weighted(*levels: float) -> float:
+        settings = {"beta": 0.5, "weighted": "critic", "weighted_range": levels}
+        return loss_of(make(ReDmdStage, **settings), "fake_score")[0].item()
+
+    assert weighted(0.0, 1.0) != pytest.approx(plain, rel=1e-3), "weights must matter for the test to tell"
+    assert weighted(0.01, 0.99) == pytest.approx(weighted(0.0, 1.0), rel=1e-6)
+    assert weighted(0.99, 1.0) == pytest.approx(plain, rel=1e-6)
+    stage = make(ReDmdStage, weighted_range=(0.8, 1.0))
+    weights = stage.weight_at(torch.tensor([2.0, 3.0, 4.0, torch.nan]), torch.tensor([0.79, 0.8, 0.98, 0.1]))
+    assert weights is not None
+    torch.testing.assert_close(weights, torch.tensor([1.0, 3.0, 4.0, torch.nan]), equal_nan=True)
+    assert stage.weight_at(None, torch.ones(2)) is None
+
+
 def rewards_of(stage: ReDmdStage, role: str = "generator") -> list[float]:
     """The normalised rewards of the samples that the stage rolls out first."""
     seen: list[float] = []
@@ -458,6 +475,7 @@ def test_what_weights_samples_is_decoded_in_the_precision_asked_for(make: Make, 
         ({"watched": {"trained": BRIGHTNESS}}, "cannot be called 'trained'"),
         ({"beta": 0.0}, "beta"),
         ({"longest_frames": 8}, "longest_frames=8"),
+        ({"weighted_range": [0.9, 0.2]}, "give the lower noise level first"),
         ({"guidance_range": [0.9, 0.2]}, "give the lower noise level first"),
         ({"score_range": [0.98, 0.02]}, "two noise levels, 0 < low < high <= 1"),
         ({"score_range": [0.02, 1.5]}, "two noise levels, 0 < low < high <= 1"),

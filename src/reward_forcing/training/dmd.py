@@ -62,6 +62,17 @@ LOOK_BACK = 8
 from the frame of the whole video by 57 dB, that is by less than bfloat16 makes of it."""
 
 
+def check_levels(name: str, levels: tuple[float, float]) -> None:
+    """Raise ValueError unless the setting `name` is a range of noise levels."""
+    if not levels[0] < levels[1]:
+        raise ValueError(f"{name}={levels} is no range; give the lower noise level first")
+
+
+def is_between(sigma: Tensor, low: float, high: float) -> Tensor:
+    """Which noise levels lie in a range, its ends included."""
+    return (sigma >= low) & (sigma <= high)
+
+
 class DmdSettings(RolloutSettings):
     """Settings of the DMD stage: those of its rollouts, and
 
@@ -115,9 +126,7 @@ class DmdSettings(RolloutSettings):
 
     @model_validator(mode="after")
     def _some_noise_is_guided(self) -> Self:
-        low, high = self.guidance_range
-        if not low < high:
-            raise ValueError(f"guidance_range={self.guidance_range} is no range; give the lower noise level first")
+        check_levels("guidance_range", self.guidance_range)
         return self
 
     @model_validator(mode="after")
@@ -243,6 +252,7 @@ class DmdStage(Stage[DmdSettingsT]):
         shift, levels = self.settings.score_shift, self.settings.score_range
         sigma = torch.cat([score_sigma(1, shift, *levels, generator) for generator in generators]).to(x)
         noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
+        weight = self.weight_at(weight, sigma)
         if role == "generator":
             loss, more = self._generator_loss(rolled, sigma, noise, prompts, weight)
             return loss, {**metrics, **more}
@@ -315,6 +325,10 @@ class DmdStage(Stage[DmdSettingsT]):
         whether a rollout is weighed that the run, before it was stopped, had weighed and counted already.
         """
         return None, {}
+
+    def weight_at(self, weight: Tensor | None, sigma: Tensor) -> Tensor | None:
+        """What is left of the weights [B] at the samples' noise levels [B]."""
+        return weight
 
     def group(self, role: str) -> int:
         """How many consecutive samples of the role's batch share a prompt."""
@@ -403,7 +417,7 @@ class DmdStage(Stage[DmdSettingsT]):
         low, high = self.settings.guidance_range
         if low <= 0 and high >= 1:
             return self.settings.guidance
-        weight = torch.where((sigma >= low) & (sigma <= high), self.settings.guidance, 1.0)
+        weight = torch.where(is_between(sigma, low, high), self.settings.guidance, 1.0)
         return weight[:, None, None, None, None]
 
     def _critic_loss(

@@ -24,7 +24,7 @@ from reward_forcing.rewards import RewardSettings, rate
 from reward_forcing.rewards.alarm import alarm
 from reward_forcing.rewards.weighting import effective_share, reward_weights
 from reward_forcing.training.distributed import sum_over_processes
-from reward_forcing.training.dmd import DmdSettings, DmdStage, Rolled, mean_rewards
+from reward_forcing.training.dmd import DmdSettings, DmdStage, Rolled, check_levels, is_between, mean_rewards
 
 LEAST_SHARE = 0.25
 """Below this share of effective samples the stage warns: most of what is rolled out is wasted."""
@@ -36,18 +36,22 @@ class ReDmdSettings(DmdSettings):
 
     reward: what weights the samples; for rollouts that the prompt is switched in, by the second prompt. beta: the
     paper's, 1/2 there. weighted: whose loss: the generator's by exp(r / beta), as in the paper, or the critic's by
-    exp(-r / beta), see above. group: rollouts of each prompt in that one's batch, over which the weights are normalised
-    (Z(c)); 1 normalises nothing, as the paper does. running: z-score rewards by their running mean and deviation,
-    which move by this share per update, in place of the reward's own constants; of groups the deviation is that within
-    them, for what lies between prompts weighs nothing there. weight_clip: the largest weight. rated_in: precision in
-    which the VAE decodes what is rated for weights; bf16 takes half the time and adds a level or two of noise. The
-    trained reward is watched with the others, and an alarm tells if it rose while one of them fell.
+    exp(-r / beta), see above. weighted_range: the noise levels at which the loss is weighted; at others all samples
+    count alike. Where noise hides nothing of what the reward rates, the best critic of weighted samples is that of
+    unweighted ones, and weights only make its gradient noisier. group: rollouts of each prompt in that one's batch,
+    over which the weights are normalised (Z(c)); 1 normalises nothing, as the paper does. running: z-score rewards by
+    their running mean and deviation, which move by this share per update, in place of the reward's own constants; of
+    groups the deviation is that within them, for what lies between prompts weighs nothing there. weight_clip: the
+    largest weight. rated_in: precision in which the VAE decodes what is rated for weights; bf16 takes half the time and
+    adds a level or two of noise. The trained reward is watched with the others, and an alarm tells if it rose while one
+    of them fell.
     """
 
     stage: Literal["re_dmd"] = "re_dmd"  # pyright: ignore[reportIncompatibleVariableOverride]
     reward: RewardSettings
     beta: PositiveFloat = 0.5
     weighted: Literal["generator", "critic"] = "generator"
+    weighted_range: tuple[float, float] = (0.0, 1.0)
     group: PositiveInt = 1
     running: float | None = Field(None, gt=0, lt=1)
     weight_clip: PositiveFloat | None = None
@@ -61,6 +65,11 @@ class ReDmdSettings(DmdSettings):
                 f"{self.batch // shards} samples, a batch of {self.batch} in {shards} shards, are no whole groups of "
                 f"{self.group}; use a larger batch, or fewer processes or accumulated parts"
             )
+
+    @model_validator(mode="after")
+    def _some_noise_is_weighted(self) -> Self:
+        check_levels("weighted_range", self.weighted_range)
+        return self
 
     @model_validator(mode="after")
     def _groups_fill_the_batch(self) -> Self:
@@ -108,6 +117,12 @@ class ReDmdStage(DmdStage[ReDmdSettings]):
         weight = reward_weights(better, self.settings.beta, self.settings.group, self.settings.weight_clip)
         metrics = {"reward": reward.mean(), "weight": weight.mean(), "weight_square": weight.square().mean()}
         return weight, {**metrics, "weight_largest": weight.amax()}
+
+    def weight_at(self, weight: Tensor | None, sigma: Tensor) -> Tensor | None:
+        """The weights [B] at noise levels of `weighted_range`, 1 at others, but what cannot be rated stays so."""
+        if weight is None:
+            return None
+        return torch.where(is_between(sigma, *self.settings.weighted_range) | weight.isnan(), weight, 1.0)
 
     def updated(self, role: str, step: int) -> None:
         """Move the running scale, by the rewards of all processes, once for each rollout."""
