@@ -358,7 +358,8 @@ def test_the_critic_learns_from_one_rollout_with_new_noise_until_the_generator_c
     assert len(rolled) == 2
     for first in (0, 3):
         clips, sigmas, noises, weights = zip(*scored[first : first + 3], strict=True)
-        assert all(clip is clips[0] and weight is weights[0] for clip, weight in zip(clips, weights, strict=True))
+        assert all(clip is clips[0] for clip in clips)
+        assert all(weight.equal(weights[0]) for weight in weights)
         assert len({float(sigma[0]) for sigma in sigmas}) == 3
         assert not torch.equal(noises[0], noises[1])
     assert not torch.equal(scored[0][0], scored[3][0])
