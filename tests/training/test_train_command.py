@@ -41,23 +41,38 @@ def train(tmp_path):
     return run
 
 
-def test_a_text_encoder_is_written_without_a_progress_bar(tmp_path, capfd):
+@pytest.fixture
+def one_step(tmp_path):
+    """The configuration of a text encoder's training of one step."""
     sizes = {"d_model": 8, "d_kv": 4, "num_heads": 2, "d_ff": 8, "num_layers": 1}
     train = {"steps": 1, "optimizers": {"text_encoder": {"kind": "adamw", "lr": 0.001}}}
     settings = {"stage": "text_encoder", "batch": 2, "model": sizes, "train": train}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "config.yaml"
+
+
+def test_a_text_encoder_is_written_without_a_progress_bar(one_step, tmp_path, capfd):
     transformers.utils.logging.enable_progress_bar()
-    assert rforce("train", tmp_path / "config.yaml", "--out", tmp_path / "run") == 0
+    assert rforce("train", one_step, "--out", tmp_path / "run") == 0
     assert (tmp_path / "run/final/text_encoder/model.safetensors").is_file()
     assert "shards" not in capfd.readouterr().err
 
 
-def test_a_finished_run_and_other_settings_are_told_before_a_network_is_built(tmp_path, monkeypatch, capfd):
-    sizes = {"d_model": 8, "d_kv": 4, "num_heads": 2, "d_ff": 8, "num_layers": 1}
-    train = {"steps": 1, "optimizers": {"text_encoder": {"kind": "adamw", "lr": 0.001}}}
-    settings = {"stage": "text_encoder", "batch": 2, "model": sizes, "train": train}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    command = ("train", tmp_path / "config.yaml", "--out", tmp_path / "run")
+def test_subnormal_numbers_are_zero_in_training_and_kept_after_it(one_step, tmp_path, monkeypatch):
+    loss, seen = TextEncoderStage.loss, []
+
+    def noted(*given):
+        seen.append(float(torch.tensor([1e-39]) * 1))
+        return loss(*given)
+
+    monkeypatch.setattr(TextEncoderStage, "loss", noted)
+    assert rforce("train", one_step, "--out", tmp_path / "run") == 0
+    assert seen == [0.0]
+    assert float(torch.tensor([1e-39]) * 1) > 0
+
+
+def test_a_finished_run_and_other_settings_are_told_before_a_network_is_built(one_step, tmp_path, monkeypatch, capfd):
+    command = ("train", one_step, "--out", tmp_path / "run")
     assert rforce(*command) == 0
     monkeypatch.setattr(TextEncoderStage, "__init__", lambda *given: pytest.fail("was built"))
     capfd.readouterr()

@@ -56,12 +56,12 @@ def _subnormals_as_zero() -> Iterator[None]:
     """Take numbers below 1e-38 as zero: those of GELU's gradient above all take a CPU many times as long as others."""
     import torch
 
-    were_kept = bool(torch.tensor([1e-39]).mul(1.0).item())
+    were_zero = not torch.tensor([1e-39]).mul(1.0).item()
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(not were_kept)
+        torch.set_flush_denormal(were_zero)
 
 
 def run_worker(config: Path, overrides: Sequence[str], out: Path) -> int:
@@ -76,9 +76,8 @@ def run_worker(config: Path, overrides: Sequence[str], out: Path) -> int:
 
     settings = load_stage_settings(config, overrides)
     torch.set_num_threads(settings.train.threads)
-    torch.set_flush_denormal(True)  # numbers below 1e-38, of GELU's gradient above all, take a CPU 100 times as long
     transformers.utils.logging.disable_progress_bar()  # a text encoder is written in a moment
-    with join_world() as world, only_writer(out, world.is_first):
+    with _subnormals_as_zero(), join_world() as world, only_writer(out, world.is_first):
         if (step := finished_step(settings, out)) is not None:
             if world.is_first:
                 console().print(finished_line(out, step), markup=False, soft_wrap=True)
